@@ -7,9 +7,9 @@ def tiny_resnet(input_shape, width=16):
     """A residual network for small screens: image in, rank-4 feature map out, no pooling, no head.
 
     A stem (strided 5 x 5 convolution) and three residual stages of one block each; the stem and every stage halve the
-    image, and every stage doubles the width. Convolutions are followed by batch normalization.
-    Every path goes through the activations named `stem`, `stage1`, `stage2` and `stage3`, the places where
-    `ABRAModel(perturb_after=...)` may cut. 13 million multiply-adds per 64 x 64 x 6 image (8 million at 48 x 48) at `width=16`.
+    image, and every stage doubles the width. Convolutions are followed by batch normalization. Every path goes through
+    the activations named `stem`, `stage1`, `stage2` and `stage3`, the places where `ABRAModel(perturb_after=...)` may
+    cut. At `width=16` an image of 64 x 64 x 6 costs 13 million multiply-adds, one of 48 x 48 x 6 costs 8 million.
 
     Args:
         input_shape: `(height, width, channels)` of the image; height and width in pixels, at least 16.
