@@ -1,0 +1,65 @@
+"""Which of a site's channel files are there."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+# w1-w6: nuclei, endoplasmic reticulum, actin, nucleoli and cytoplasmic RNA, mitochondria, Golgi.
+CHANNELS = (1, 2, 3, 4, 5, 6)
+
+
+def find_missing(source, sites, channels=CHANNELS):
+    """Says of each site which channel files it lacks. Lists each plate's folder once instead of asking for each file.
+
+    Args:
+        source: folder of the tables.
+        sites: table of `read_sites`.
+        channels: numbers of the channels wanted.
+
+    Returns:
+        pandas.Series of str, indexed as `sites`: empty where all files are there, otherwise the reason to leave the
+        site out, such as `"missing channels w5, w6"` or `"no files"`.
+    """
+    source = Path(source)
+    reasons = []
+    listed = {}
+    endings = [f"_w{channel}.png" for channel in channels]
+    for prefix in sites["prefix"]:
+        folder, _, stem = prefix.rpartition("/")
+        if folder not in listed:
+            listed[folder] = _list_files(source / folder)
+        names = listed[folder]
+        missing = [ending for ending in endings if stem + ending not in names] if names else endings
+        if not missing:
+            reasons.append("")
+        elif len(missing) == len(endings):
+            reasons.append("no files")
+        else:
+            reasons.append("missing channels " + ", ".join(ending[1:-4] for ending in missing))
+    return pd.Series(reasons, index=sites.index, dtype=object, name="reason")
+
+
+def describe_missing(sites, reasons, show=5):
+    """Sums up the sites that lack files: count, count of each reason, and the first few names.
+
+    Returns:
+        str of a few lines, or None if nothing is missing.
+    """
+    lacking = reasons != ""
+    if not lacking.any():
+        return None
+    lines = [f"{int(lacking.sum()):,} of {len(sites):,} sites lack channel files:"]
+    for reason, rows in sites[lacking].groupby(reasons[lacking]):
+        names = sorted(rows["site_id"])
+        more = f", and {len(names) - show:,} more" if len(names) > show else ""
+        lines.append(f"  {reason}: {len(names):,} ({', '.join(names[:show])}{more})")
+    return "\n".join(lines)
+
+
+def _list_files(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()

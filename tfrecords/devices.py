@@ -1,0 +1,29 @@
+"""Keeps TensorFlow, which here only feeds data, away from the memory of the GPU."""
+
+import sys
+
+import tensorflow as tf
+
+
+def keep_tensorflow_off_gpu():
+    """Hides the GPUs from TensorFlow, which would otherwise take nearly all of their memory at its first operation.
+
+    For processes whose model runs on JAX or torch, or that have no model. Without effect once TensorFlow has begun to
+    use a GPU.
+
+    Returns:
+        bool: whether TensorFlow will use no GPU.
+    """
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        return not tf.config.get_visible_devices("GPU")
+    return True
+
+
+def leave_gpu_to_backend():
+    """Does `keep_tensorflow_off_gpu` if this process has loaded Keras with another backend than TensorFlow."""
+    keras = sys.modules.get("keras")  # Looked up, not imported: tfrecords works without Keras.
+    config = getattr(keras, "config", None)
+    if config is not None and config.backend() != "tensorflow":
+        keep_tensorflow_off_gpu()

@@ -1,0 +1,63 @@
+"""Which records there are: the index of a finished folder, as a table."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tfrecords.manifest import INDEX, hash_bytes, read_manifest
+from tfrecords.splits import check_split
+
+KINDS = ("treatment", "control")
+
+
+def list_sites(dest, split, kinds=("treatment",)):
+    """Lists the sites of a split in the order in which `read_records` gives them when it is not training.
+
+    Args:
+        dest: folder of records.
+        split: train, id_test, val or test.
+        kinds: which wells: `("treatment",)`, `("control",)` or both.
+
+    Returns:
+        pandas.DataFrame: RxRx1's 11 columns, `split`, `label` (Int64, missing where unknown), and where the record
+        is: `shard`, `record` (its number), `offset`, `length`, `crc32`.
+
+    Raises:
+        ValueError: if the folder is not whole, a kind or split is unknown, or no such site was built.
+    """
+    manifest = read_manifest(dest)
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"Unknown kinds {kinds!r}. Expected {KINDS}, or one of them.")
+    counts = {}
+    for shard in manifest["shards"]:
+        counts[shard["split"]] = counts.get(shard["split"], 0) + shard["count"]
+    check_split(split, counts)
+    shards = [row for row in manifest["shards"] if row["split"] == split and row["kind"] in kinds]
+    if not shards:
+        raise ValueError(
+            f"The split {split!r} has {counts[split]} sites, but none of kind {' or '.join(kinds)}. "
+            f"Pass kinds={tuple(kind for kind in KINDS if kind not in kinds)!r} to read the others."
+        )
+    for shard in shards:
+        path = Path(dest) / shard["name"]
+        found = path.stat().st_size if path.is_file() else None
+        if found != shard["bytes"]:
+            state = "is missing" if found is None else f"has {found} bytes, expected {shard['bytes']}"
+            raise ValueError(f"{path} {state}. Run `python -m tfrecords.verify {dest}` for all that is wrong.")
+    index = read_index(dest, manifest)
+    return index[index["shard"].isin([row["name"] for row in shards])].reset_index(drop=True)
+
+
+def read_index(dest, manifest):
+    """Reads the index of all records, sorted by shard and record number.
+
+    Raises:
+        ValueError: if it is missing or not the one that the manifest names.
+    """
+    path = Path(dest) / INDEX
+    if not path.is_file() or hash_bytes(path.read_bytes()) != manifest["index"]["sha256"]:
+        raise ValueError(f"{path} is missing or was changed after the build. Remove the folder and build it again.")
+    index = pd.read_csv(path, dtype={"sirna": str, "sirna_id": "Int64", "label": "Int64"}, keep_default_na=False,
+                        na_values={"sirna": [""], "sirna_id": [""], "label": [""]})  # fmt: skip
+    return index.sort_values(["shard", "record"], ignore_index=True)

@@ -1,0 +1,108 @@
+"""What a folder of records says of itself. Written last: a folder without it is not whole."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+INDEX = "index.csv"
+EXCLUDED = "excluded.csv"
+UNFINISHED = "unfinished.json"
+
+
+def read_manifest(dest):
+    """Reads the manifest of a folder that `build_records` finished.
+
+    Returns:
+        dict: `schema`; `source` and `options` of the build; `image_shape` (height, width, channels); `classes` (see
+        `labels.class_map`); `experiments` of each split, sorted (an experiment's number is its place in
+        `experiments["train"]`); `cell_types`; `shards` (name, split, experiment, kind, count, labelled, bytes,
+        sha256); `index` and `excluded` (file, sha256, count); `versions`.
+
+    Raises:
+        ValueError: if the folder is missing, is not whole, or was written by a newer release.
+    """
+    dest = Path(dest)
+    path = dest / MANIFEST
+    if not path.is_file():
+        if not dest.is_dir():
+            found = "there is no such folder"
+        elif (dest / UNFINISHED).exists():
+            found = "the build was broken off and left parts of a data set"
+        else:
+            found = f"there is no {MANIFEST}"
+        raise ValueError(
+            f"{str(dest)!r} holds no finished records: {found}. Expected a folder written to the end by "
+            "`python -m tfrecords.build SOURCE DEST`; run that command (again) first."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Remove the folder and build it again."
+        ) from None
+    if schema != SCHEMA:
+        raise ValueError(f"{path} has schema {schema}; expected {SCHEMA}. Build the records again with this release.")
+    return manifest
+
+
+def class_names(dest, kinds=("treatment",)):
+    """Names of the classes in the order of their labels: `class_names(dest)[label]`.
+
+    Args:
+        dest: folder of records.
+        kinds: as for `read_records`. siRNAs of treatments have the lowest labels, so that without controls there are
+            fewer classes (1,108 instead of 1,139 in RxRx1).
+    """
+    manifest = read_manifest(dest)
+    treatments_only = manifest["options"]["label"] == "sirna_id" and "control" not in kinds
+    return [row["name"] for row in manifest["classes"] if row["treatment"] or not treatments_only]
+
+
+def write_whole(path, data):
+    """Writes bytes so that the file is there whole or not at all: temporary name, sync, rename, sync of the folder."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder):
+    """Makes a rename in `folder` survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def to_json(value):
+    """JSON text as bytes, equal for equal values."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def hash_bytes(data):
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def package_versions():
+    """Releases that wrote the records: dict of name -> version."""
+    versions = {"python": platform.python_version()}
+    for name in ("keras-abra", "tensorflow", "numpy", "pandas", "pillow"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
