@@ -1,3 +1,9 @@
+"""Keras layers, losses and a model that stay right in experiments they have not seen: see `ABRAModel`."""
+
+from keras_abra import layers, losses
+from keras_abra.backbone_cut import cut_backbone, valid_cuts
+from keras_abra.models import ABRAModel
+from keras_abra.non_finite_loss import NonFiniteLossError
 from keras_abra.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["ABRAModel", "NonFiniteLossError", "__version__", "cut_backbone", "layers", "losses", "valid_cuts"]

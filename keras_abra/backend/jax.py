@@ -1,0 +1,68 @@
+"""JAX: `jax.vjp`, global arrays, `train_step(state, data)`."""
+
+import jax
+import jax.numpy as jnp
+import keras
+
+
+def linearize(function, primals, keep=False):
+    """See `keras_abra.backend.tensorflow.linearize`; what a pullback is not asked for, the compiler leaves out."""
+    del keep
+    outputs, vjp, aux = jax.vjp(function, *primals, has_aux=True)
+
+    def pullback(cotangents, wrt):
+        pairs = zip(outputs, cotangents, strict=True)
+        gradients = vjp(tuple(jnp.zeros_like(output) if ct is None else ct.astype(output.dtype) for output, ct in pairs))
+        return [gradients[i] for i in wrt]
+
+    return outputs, aux, pullback
+
+
+def replicas():
+    """1: an array sharded over devices is one global array, and every sum over it is global."""
+    return 1
+
+
+def global_sum(value):
+    """The value itself: see `replicas`."""
+    return value
+
+
+def global_rows(value):
+    """The value itself: see `replicas`."""
+    return value
+
+
+def fold_in_replica(seed):
+    """The seed itself: one draw covers the global array."""
+    return seed
+
+
+def _optimizer_value(optimizer, variables, read):
+    with keras.StatelessScope(state_mapping=zip(optimizer.variables, variables, strict=True)):
+        return read(optimizer)
+
+
+class Trainer:
+    """The part of `ABRAModel` that JAX's `fit` calls."""
+
+    def train_step(self, state, data):
+        trainable, non_trainable, optimizer_variables, metrics_variables = state
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        optimizer = self.optimizer
+        scale = _optimizer_value(optimizer, optimizer_variables, lambda o: o.scale_loss(jnp.float32(1.0)))
+        result = self.fused_step(linearize, trainable, non_trainable, x, y, sample_weight, scale)
+        before = _optimizer_value(optimizer, optimizer_variables, lambda o: o.iterations + 0)
+        trainable, optimizer_variables = optimizer.stateless_apply(optimizer_variables, result.gradients, trainable)
+        after = _optimizer_value(optimizer, optimizer_variables, lambda o: o.iterations + 0)
+
+        mapping = [
+            *zip(self.non_trainable_variables, result.state, strict=True),
+            *zip(self.metrics_variables, metrics_variables, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self.ramp.advance(after - before)
+            logs = self.update_logs(result, x, y, sample_weight)
+        non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
+        metrics_variables = [scope.get_current_value(v) for v in self.metrics_variables]
+        return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)

@@ -1,0 +1,76 @@
+"""TensorFlow: gradient tapes, `tf.distribute` replicas, `train_step(data)`."""
+
+import keras
+import tensorflow as tf
+
+
+def linearize(function, primals, keep=False):
+    """Runs `function(*primals) -> (outputs, aux)` and remembers its derivative.
+
+    Args:
+        function: takes lists of tensors, returns a tuple of tensors and any structure that needs no gradient.
+        primals: lists of tensors.
+        keep: whether `pullback` will be called more than once.
+
+    Returns:
+        `(outputs, aux, pullback)`; `pullback(cotangents, wrt)` takes one cotangent (or None) per output and gives, for each
+        position of `primals` in `wrt`, the list of gradients (None where an output does not depend on it).
+    """
+    with tf.GradientTape(persistent=keep, watch_accessed_variables=False) as tape:
+        tape.watch(primals)
+        outputs, aux = function(*primals)
+
+    def pullback(cotangents, wrt):
+        pairs = [(output, ct) for output, ct in zip(outputs, cotangents, strict=True) if ct is not None]
+        targets, seeds = zip(*pairs, strict=True)
+        return tape.gradient(list(targets), [primals[i] for i in wrt], output_gradients=list(seeds))
+
+    return outputs, aux, pullback
+
+
+def _context():
+    context = tf.distribute.get_replica_context()
+    return None if context is None or context.num_replicas_in_sync == 1 else context
+
+
+def replicas():
+    """Number of replicas that share the step."""
+    return _context().num_replicas_in_sync if _context() else 1
+
+
+def global_sum(value):
+    """Sum over the replicas; differentiable."""
+    return _context().all_reduce(tf.distribute.ReduceOp.SUM, value) if _context() else value
+
+
+def global_rows(value):
+    """The rows of all replicas, one after another."""
+    return _context().all_gather(value, axis=0) if _context() else value
+
+
+def fold_in_replica(seed):
+    """Makes a seed differ between replicas, which Keras's SeedGenerator gives the same one."""
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        return seed
+    replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
+    return seed + replica * tf.constant([1000003, 0], seed.dtype)
+
+
+class Trainer:
+    """The part of `ABRAModel` that TensorFlow's `fit` calls."""
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        trainable = [tf.convert_to_tensor(v.value) for v in self.trainable_variables]
+        state = [tf.convert_to_tensor(v.value) for v in self.non_trainable_variables]
+        result = self.fused_step(
+            linearize, trainable, state, x, y, sample_weight, self.optimizer.scale_loss(tf.constant(1.0))
+        )
+        for variable, old, new in zip(self.non_trainable_variables, state, result.state, strict=True):
+            if new is not old:
+                variable.assign(new)
+        before = self.optimizer.iterations + 0
+        self.optimizer.apply_gradients(zip(result.gradients, self.trainable_variables, strict=True))
+        self.ramp.advance(self.optimizer.iterations - before)
+        return self.update_logs(result, x, y, sample_weight)

@@ -1,0 +1,155 @@
+"""What `ABRAModel.fit` looks at before Keras does: the number of steps, labels and ids. Everything here runs on the host."""
+
+import contextlib
+import inspect
+import math
+import sys
+
+import keras
+import numpy as np
+
+from keras_abra.non_finite_loss import StopOnNonFiniteLoss
+
+_MARK = "keras_abra: "
+
+
+def bind(method, args, kwargs):
+    """The arguments of a call to a Keras method, by name, defaults included."""
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    arguments.update(arguments.pop("kwargs", {}))
+    return arguments
+
+
+def check(model, arguments, training=True):
+    """Checks arrays at once, and makes `tf.data` pipelines check every mini-batch they give (changes `arguments`).
+
+    Raises:
+        ValueError: naming the first label or id outside its range, or training batches of one sample.
+    """
+    arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
+    if not training:
+        return
+    if _is_array(arguments["y"]):
+        _check_batches(_samples(arguments), arguments["batch_size"] or 32)
+    if arguments["validation_data"] is not None:
+        data = arguments["validation_data"]
+        if isinstance(data, tuple | list) and len(data) > 1:
+            arguments["validation_data"] = (*_check_data(model, data[0], data[1], False), *data[2:])
+        else:
+            arguments["validation_data"] = _check_data(model, data, None, False)[0]
+    callbacks = arguments["callbacks"]
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(StopOnNonFiniteLoss())
+    else:
+        callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
+        arguments["callbacks"] = [StopOnNonFiniteLoss(), *callbacks]
+
+
+def ramp_length(model, arguments):
+    """Length of the ramp in optimizer steps.
+
+    Raises:
+        ValueError: if it is a share of all steps and their number cannot be known.
+    """
+    if isinstance(model.warmup, int):
+        return model.warmup
+    steps = arguments["steps_per_epoch"] or _steps(arguments)
+    if steps is None and model.warmup:
+        raise ValueError(
+            f"`warmup={model.warmup}` is a share of all steps, but this data does not tell its length. Give "
+            "`steps_per_epoch` to fit, or `warmup` as a number of optimizer steps."
+        )
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    updates = (steps or 0) * arguments["epochs"] // (optimizer.gradient_accumulation_steps or 1)
+    return math.ceil(model.warmup * updates)
+
+
+@contextlib.contextmanager
+def plain_errors():
+    """Turns the failed check of a `tf.data` pipeline into a ValueError without TensorFlow's traces."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if _MARK not in text:
+            raise
+        message = text.split(_MARK)[1].split("\n")[0].replace("' '", "").replace("[[{{", "\n").split("\n")[0]
+        raise ValueError(message.strip()) from error
+
+
+def _is_array(value):
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not callable(value)
+
+
+def _samples(arguments):
+    samples = int(arguments["y"].shape[0])
+    return samples - math.ceil(samples * (arguments["validation_split"] or 0.0))
+
+
+def _steps(arguments):
+    data = arguments["x"]
+    if _is_array(arguments["y"]):
+        return math.ceil(_samples(arguments) / (arguments["batch_size"] or 32))
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    if hasattr(data, "cardinality"):
+        return max(int(data.cardinality()), 0) or None
+    return len(data) if hasattr(data, "__len__") else None
+
+
+def _check_batches(samples, batch_size):
+    if batch_size == 1 or samples % batch_size == 1:
+        raise ValueError(
+            f"A training batch of one sample has no spread and no batch statistics. Received: {samples} samples in batches of "
+            f"{batch_size}, which leaves one alone. Choose another batch_size, or leave a sample out."
+        )
+
+
+def _check_data(model, x, y, training):
+    limits = {"label": model.num_classes}
+    if model.uncertainty.num_experiments is not None and training:
+        limits["experiment id"] = model.uncertainty.num_experiments
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and isinstance(x, tensorflow.data.Dataset):
+        return x.map(lambda *batch: _checked(tensorflow, batch, limits, training)), y
+    values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
+    for name, limit in limits.items():
+        if _is_array(values[name]):
+            _check_range(name, keras.ops.convert_to_numpy(values[name]), limit)
+    return x, y
+
+
+def _check_range(name, values, limit):
+    whole = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
+    if not whole:
+        raise ValueError(f"Every sample needs one integer {name}, shape (samples,). Received: shape {values.shape}")
+    wrong = np.flatnonzero(~((values.ravel() >= 0) & (values.ravel() < limit)))
+    if wrong.size:
+        raise ValueError(
+            f"Every {name} must lie in [0, {limit}). Received: {values.ravel()[wrong[0]]} for sample {wrong[0]}"
+            f"{f' and {wrong.size - 1} more' if wrong.size > 1 else ''}"
+        )
+
+
+def _checked(tf, batch, limits, training):
+    x, y = batch[0], batch[1]
+    values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
+    checks = []
+    for name, limit in limits.items():
+        if values[name] is None:
+            continue
+        ids = tf.cast(values[name], tf.int64)
+        message = f"{_MARK}Every {name} must lie in [0, {limit}). Received: "
+        wrong = tf.boolean_mask(ids, (ids < 0) | (ids >= limit))
+        checks.append(tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [tf.strings.join([message, _text(tf, wrong)])]))
+    if training:
+        message = f"{_MARK}A training batch of one sample has no spread and no batch statistics. Use batch(..., drop_remainder=True)"
+        checks.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [message]))
+    with tf.control_dependencies(checks):
+        return tf.nest.map_structure(tf.identity, batch)
+
+
+def _text(tf, values):
+    return tf.strings.reduce_join(tf.strings.as_string(values[:5]), separator=", ")

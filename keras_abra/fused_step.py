@@ -1,0 +1,185 @@
+"""One ABRA training step: gradients, new state and logs, the same on every backend.
+
+The clean pass takes zero offsets *as an input that gradients flow to*. Its one backward pass gives the weights' gradient
+(kept for the update), the first ascent direction, and the gradient at the output z of the part before the first perturbed
+stage. The perturbed pass starts at z, and the first part is differentiated once, with the sum of both gradients at z: K = 1
+costs 1 + f training steps, f being the share of the compute behind the first perturbed stage; every further ascent step 2f/3.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_abra import backend, uncertainty
+from keras_abra.losses import softmax_cross_entropy
+
+
+class StepResult(NamedTuple):
+    """What one step computed: `gradients` of the trainable variables (times the loss scale), `state`, the new values of the
+    non-trainable variables, `losses`, a dict of global scalars, and the margin-free `logits` `(batch, classes)`."""
+
+    gradients: list
+    state: list
+    losses: dict
+    logits: Any
+
+
+def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_scale):
+    """Computes one training step of an `ABRAModel`.
+
+    Args:
+        model: the `ABRAModel`.
+        linearize: the backend's differentiation, `keras_abra.backend.linearize`.
+        trainable: values of `model.trainable_variables`.
+        state: values of `model.non_trainable_variables`.
+        x: images, or a dict with `"image"` and `"experiment"`.
+        y: integer labels `(batch,)`.
+        sample_weight: `(batch,)` or None.
+        loss_scale: scalar that multiplies every gradient.
+
+    Returns:
+        A `StepResult`.
+    """
+    image, experiment = model.unpack_inputs(x)
+    batch = ops.shape(image)[0]
+    labels = ops.reshape(y, (batch,))
+    mean = _weighted_mean(batch, sample_weight)
+    seed = ops.cast(loss_scale, "float32")
+    stages, alignment, loss = model.stages, model.alignment, model.loss_function
+
+    def stateless(function, trainable, state):
+        return _stateless(model, function, trainable, state)
+
+    def head(features):
+        embedding, cosine = model.embed_features(features, training=True)
+        margin_loss = mean(softmax_cross_entropy(labels, loss.margin_logits(labels, cosine, model.ramp.margin_factor())))
+        return margin_loss, cosine * loss.scale, embedding
+
+    def prefix(trainable):
+        def run():
+            penalty = sum((v.regularizer(v) for v in model.trainable_variables if v.regularizer is not None), 0.0)
+            return model.run_prefix(image), penalty
+
+        (z, penalty), penalties, new_state = stateless(run, trainable, state)
+        return (z, ops.cast(penalty, "float32") / backend.replicas() + penalties), new_state
+
+    def suffix(trainable, z, offsets, state):
+        def run():
+            features, statistics = model.run_suffix(z, offsets)
+            return *head(features), statistics
+
+        (margin_loss, logits, embedding, statistics), penalties, new_state = stateless(run, trainable, state)
+        return margin_loss, penalties, logits, embedding, statistics, new_state
+
+    # The part before the first perturbed stage, once.
+    (z, penalty), before_suffix, prefix_pullback = linearize(prefix, [trainable])
+
+    # Clean: zero offsets as an input. The only pass whose state is kept.
+    def clean(trainable, z, offsets):
+        margin_loss, penalties, logits, embedding, statistics, new_state = suffix(trainable, z[0], offsets, before_suffix)
+        return (margin_loss + penalties, logits, embedding), (margin_loss, penalties, statistics, new_state)
+
+    zeros = [ops.zeros((batch, 2 * stage.channels), "float32") for stage in stages]
+    two_sided = bool(stages) and alignment.two_sided
+    (_, logits, embedding), aux, clean_pullback = linearize(clean, [trainable, [z], zeros], keep=two_sided)
+    clean_loss, penalties, statistics, state = aux
+    if not stages:
+        gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
+        losses = {"loss": clean_loss + penalty + penalties, "clean_loss": clean_loss}
+        gradients = _add(gradients, prefix_pullback([dz, seed], [0])[0])
+        return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
+    if two_sided:
+        (slopes,) = clean_pullback([seed, None, None], [2])
+    else:
+        gradients, (dz,), slopes = clean_pullback([seed, None, None], [0, 1, 2])
+
+    # Where each stage may move, where it starts, and the experiments' running means.
+    def draw():
+        uncertain = [s.uncertainty(m, experiment) for s, m in zip(stages, statistics, strict=True)]
+        starts = [s.draw(u, batch) for s, u in zip(stages, uncertain, strict=True)]
+        active = [s.draw_active() for s in stages]
+        for stage, m in zip(stages, statistics, strict=True):
+            stage.update_means(m, experiment)
+        return uncertain, starts, active
+
+    (uncertain, points, active), _, state = stateless(draw, trainable, state)
+    step_size, _, _ = stateless(model.step_size, trainable, state)
+
+    def perturbation(points):
+        pairs = zip(uncertain, points, active, strict=True)
+        return [ops.stop_gradient(uncertainty.offsets(u, p) * a) for u, p, a in pairs]
+
+    def ascend(points, slopes):
+        lengths = [s.length(u) for s, u in zip(stages, uncertain, strict=True)]
+        steps = zip(uncertain, points, slopes, lengths, strict=True)
+        return [ops.stop_gradient(uncertainty.ascend(*step, step_size)) for step in steps]
+
+    # The worst case: the first direction is there already, each further one is a pass that moves no state.
+    def search(offsets):
+        margin_loss, penalties, *_ = suffix(trainable, z, offsets, before_suffix)
+        return (margin_loss + penalties,), None
+
+    for k in range(model.uncertainty.steps):
+        if k:
+            _, _, search_pullback = linearize(search, [perturbation(points)])
+            (slopes,) = search_pullback([seed], [0])
+        points = ascend(points, slopes)
+    worst = perturbation(points)
+
+    # Perturbed: from z on, with the state and random masks of the clean pass; its own state is dropped.
+    def perturbed(trainable, z, logits, embedding):
+        margin_loss, _, new_logits, new_embedding, _, _ = suffix(trainable, z[0], worst, before_suffix)
+        pair = (embedding[0], new_embedding) if alignment.on == "embeddings" else (logits[0], new_logits)
+        average = mean if alignment.on == "logits" else _weighted_mean(batch, None)
+        divergence = average(alignment.call(*pair))
+        total = model.perturbed_weight * margin_loss + alignment.weight * divergence
+        return (total,), (margin_loss, divergence)
+
+    primals = [trainable, [z], [logits], [embedding]]
+    _, (perturbed_loss, divergence), pullback = linearize(perturbed, primals)
+    if two_sided:
+        more, (more_dz,), (d_logits,), (d_embedding,) = pullback([seed], [0, 1, 2, 3])
+        gradients, (dz,) = clean_pullback([seed, d_logits, d_embedding], [0, 1])
+    else:
+        more, (more_dz,) = pullback([seed], [0, 1])
+    first = prefix_pullback([dz + more_dz, seed], [0])[0]
+    gradients = _add(_add(gradients, more), first)
+
+    total = clean_loss + model.perturbed_weight * perturbed_loss + alignment.weight * divergence
+    losses = {
+        "loss": total + penalty + penalties,
+        "clean_loss": clean_loss,
+        "perturbed_loss": perturbed_loss,
+        "alignment": divergence,
+        "gain": perturbed_loss - clean_loss,
+    }
+    return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
+
+
+def _stateless(model, function, trainable, state):
+    """Runs a function with the given values of the variables: its result, this replica's share of the summed `add_loss`
+    penalties, and the new state."""
+    variables = model.trainable_variables + model.non_trainable_variables
+    mapping = zip(variables, [*trainable, *state], strict=True)
+    with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+        result = function()
+    penalties = sum((ops.cast(ops.sum(loss), "float32") for loss in scope.losses), ops.zeros((), "float32"))
+    return result, penalties / backend.replicas(), [scope.get_current_value(v) for v in model.non_trainable_variables]
+
+
+def _weighted_mean(batch, sample_weight):
+    """Sum over this replica's samples over the global number of samples: gradients summed over replicas are those of the mean."""
+    count = backend.global_sum(ops.cast(batch, "float32"))
+    weight = None if sample_weight is None else ops.reshape(ops.cast(sample_weight, "float32"), (batch,))
+
+    def mean(values):
+        return ops.sum(values if weight is None else values * weight) / count
+
+    return mean
+
+
+def _add(first, second):
+    """Sums two lists of gradients; None where a variable is in neither graph."""
+    pairs = zip(first, second, strict=True)
+    return [b if a is None else a if b is None else a + b for a, b in pairs]

@@ -1,0 +1,223 @@
+import math
+
+import keras
+from keras import ops
+
+from keras_abra import backend, uncertainty
+from keras_abra.feature_statistics import feature_statistics, shift_statistics
+
+STRUCTURES = ("diagonal", "low_rank", "domain")
+
+
+class ReplicaSeedGenerator(keras.random.SeedGenerator):
+    """A `SeedGenerator` whose seeds differ between the replicas of a distribution strategy."""
+
+    def next(self, ordered=True):
+        return backend.fold_in_replica(super().next(ordered))
+
+
+@keras.saving.register_keras_serializable("keras_abra")
+class FeatureStatisticsUncertainty(keras.layers.Layer):
+    """Perturbs the channel statistics of a feature map within their uncertainty, in training.
+
+    What differs between experiments of a screen, once content is set aside, is to a good part the mean and standard deviation
+    of feature channels. The layer treats both as uncertain and moves them. Inside an `ABRAModel` it says where the worst case
+    is searched; by itself, in any model, it draws at random.
+
+    With `mu`, `sigma` the statistics of a sample, `d = (d_mu, d_sigma)` linear in coordinates `eps`, and `S` the spread of
+    each statistic: `outputs = (inputs - mu) / sigma * clip(sigma + d_sigma, 0.1 sigma, 10 sigma) + mu + d_mu`. The coordinates
+    start standard normal and are rescaled, per sample, to `sqrt(sum((d / S)^2)) = radius * sqrt(n)`, n statistics that vary.
+    Structures:
+
+    - `"diagonal"`: `d = S * eps`, `S` the standard deviation over the mini-batch;
+    - `"low_rank"`: `d = eps @ M`, `M` the centred statistics of the mini-batch over `sqrt(batch - 1)`: their empirical
+      covariance across channels and between means and deviations;
+    - `"domain"`: the same with running means of each *experiment's* statistics: the directions in which experiments differ.
+
+    Statistics are computed in float32 under every dtype policy. Spreads are constants to the gradient. Without training, or
+    with a mini-batch of one sample, the layer is the identity.
+
+    DSU (Li et al., "Uncertainty Modeling for Out-of-Distribution Generalization", ICLR 2022) is
+    `FeatureStatisticsUncertainty(radius=None, probability=0.5)` after several stages of a network.
+
+    Args:
+        structure: `"diagonal"` (default), `"low_rank"` or `"domain"`.
+        radius: rho > 0, length of a perturbation; 1 is the expected length of a standard normal draw. `None`: the normal draw
+            itself, with gradients through the spread, as in DSU; for use of the layer by itself. Default 0.5.
+        probability: in (0, 1], chance that the stage is perturbed in a step (all samples or none). Default 1; DSU's is 0.5.
+        steps: K >= 0, ascent steps of `ABRAModel`'s search; 0 keeps the random draw. The layer by itself takes none. With f the
+            share of the network's compute behind the first perturbed stage, K = 0 and K = 1 cost a step 1 + f, each further
+            step 2f/3. Default 1.
+        step_size: eta >= 0, length of an ascent step in radii. Default 0.5.
+        num_experiments: number of experiments, for `"domain"` only; ids are `0 .. num_experiments - 1`.
+        experiment_groups: optional list of `num_experiments` integers, the group (cell type) of each experiment, for
+            `"domain"`: means are centred within their group, so that cell types are not taken for batch effects.
+        seed: integer, for reproducible draws. Default: drawn.
+        **kwargs: as for every Keras layer.
+
+    Call arguments:
+        inputs: `(batch, height, width, channels)`.
+        experiment: int `(batch,)`; needed in training by `"domain"`.
+        training: whether to perturb.
+
+    Output shape:
+        That of the input.
+
+    Raises:
+        ValueError: for an argument outside its range, inputs that are not of rank 4, or experiment ids that are missing.
+
+    Example:
+
+    >>> layer = FeatureStatisticsUncertainty(structure="low_rank", radius=1.0, seed=0)
+    >>> layer(keras.random.normal((4, 8, 8, 3)), training=True).shape
+    (4, 8, 8, 3)
+    """
+
+    MOMENTUM = 0.9  # of the experiments' running means
+
+    def __init__(
+        self,
+        structure="diagonal",
+        radius=0.5,
+        probability=1.0,
+        steps=1,
+        step_size=0.5,
+        num_experiments=None,
+        experiment_groups=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        if structure not in STRUCTURES:
+            raise ValueError(f"`structure` must be one of {STRUCTURES}. Received: {structure!r}")
+        if radius is not None and not (_is_number(radius) and 0 < radius < math.inf):
+            raise ValueError(f"`radius` must be a positive number, or None for DSU's draw. Received: {radius!r}")
+        if not (_is_number(probability) and 0 < probability <= 1):
+            raise ValueError(f"`probability` must lie in (0, 1]. Received: {probability!r}")
+        if not (isinstance(steps, int) and steps >= 0):
+            raise ValueError(f"`steps` must be an integer of at least 0. Received: {steps!r}")
+        if not (_is_number(step_size) and 0 <= step_size < math.inf):
+            raise ValueError(f"`step_size` must be a number of at least 0. Received: {step_size!r}")
+        _check_experiments(structure, num_experiments, experiment_groups)
+        self.structure = structure
+        self.radius = radius
+        self.probability = probability
+        self.steps = steps
+        self.step_size = step_size
+        self.num_experiments = num_experiments
+        self.experiment_groups = None if experiment_groups is None else [int(g) for g in experiment_groups]
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.noise_generator = ReplicaSeedGenerator(seed)
+
+    def build(self, input_shape):
+        if len(input_shape) != 4 or input_shape[-1] is None:
+            raise ValueError(
+                f"`{self.name}` needs feature maps (batch, height, width, channels) with known channels. "
+                f"Received: input shape {tuple(input_shape)}"
+            )
+        self.channels = input_shape[-1]
+        if self.structure == "domain":
+            rows = self.num_experiments
+            state = {"initializer": "zeros", "dtype": "float32", "trainable": False, "aggregation": "mean"}
+            self.experiment_means = self.add_weight(shape=(rows, 2 * self.channels), name="experiment_means", **state)
+            self.experiments_seen = self.add_weight(shape=(rows,), name="experiments_seen", **state)
+
+    def call(self, inputs, experiment=None, training=None):
+        if not training:
+            return inputs
+        statistics = ops.concatenate(feature_statistics(inputs), axis=-1)
+        if self.radius is not None:
+            statistics = ops.stop_gradient(statistics)
+        uncertain = self.uncertainty(statistics, experiment)
+        coordinates = self.draw(uncertain, ops.shape(inputs)[0]) * self.draw_active()
+        outputs, _ = shift_statistics(inputs, uncertainty.offsets(uncertain, coordinates))
+        self.update_means(ops.stop_gradient(statistics), experiment)
+        return outputs
+
+    def uncertainty(self, statistics, experiment=None):
+        """The `keras_abra.uncertainty.Uncertainty` of these statistics `(batch, 2 * channels)`."""
+        if self.structure == "diagonal":
+            return uncertainty.diagonal(statistics)
+        if self.structure == "low_rank":
+            return uncertainty.low_rank(statistics)
+        self._check_experiment(experiment)
+        groups = self.experiment_groups or [0] * self.num_experiments
+        one_hot = ops.one_hot(ops.convert_to_tensor(groups, "int32"), max(groups) + 1, dtype="float32")
+        return uncertainty.domain(ops.convert_to_tensor(self.experiment_means), ops.convert_to_tensor(self.experiments_seen), one_hot)
+
+    def draw(self, uncertain, batch):
+        """Random coordinates for each of `batch` samples, rescaled to the radius (not if that is None)."""
+        columns = uncertain.spread if uncertain.factors is None else uncertain.factors[:, 0]
+        columns = ops.shape(columns)[-1]
+        coordinates = keras.random.normal((batch, columns), dtype="float32", seed=self.noise_generator)
+        if self.radius is None:
+            return coordinates
+        return uncertainty.rescale(uncertain, coordinates, self.length(uncertain))
+
+    def draw_active(self):
+        """1.0 with the stage's probability, else 0.0."""
+        if self.probability == 1:
+            return ops.ones((), "float32")
+        chance = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
+        return ops.cast(chance < self.probability, "float32")
+
+    def length(self, uncertain):
+        """`radius * sqrt(n)`, scalar."""
+        return uncertainty.radius(uncertain, self.radius)
+
+    def update_means(self, statistics, experiment):
+        """Moves the running means of the experiments in this (global) mini-batch; `"domain"` only."""
+        if self.structure != "domain":
+            return
+        members = ops.one_hot(ops.cast(ops.reshape(experiment, (-1,)), "int32"), self.num_experiments, dtype="float32")
+        counts = backend.global_sum(ops.sum(members, axis=0))
+        sums = backend.global_sum(ops.matmul(ops.transpose(members), statistics))
+        means = sums / ops.maximum(counts, 1.0)[:, None]
+        known, old = ops.convert_to_tensor(self.experiments_seen), ops.convert_to_tensor(self.experiment_means)
+        moved = ops.where(known[:, None] > 0, self.MOMENTUM * old + (1 - self.MOMENTUM) * means, means)
+        self.experiment_means.assign(ops.where(counts[:, None] > 0, moved, old))
+        self.experiments_seen.assign(ops.maximum(known, ops.cast(counts > 0, "float32")))
+
+    def _check_experiment(self, experiment):
+        if experiment is None:
+            raise ValueError(
+                f"`{self.name}` has structure 'domain' and needs experiment ids in training. Expected: int (batch,), given to "
+                "ABRAModel as {'image': ..., 'experiment': ...}. Received: None"
+            )
+
+    def compute_output_shape(self, input_shape, *args, **kwargs):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "structure": self.structure,
+            "radius": self.radius,
+            "probability": self.probability,
+            "steps": self.steps,
+            "step_size": self.step_size,
+            "num_experiments": self.num_experiments,
+            "experiment_groups": self.experiment_groups,
+            "seed": self.seed,
+        }
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_experiments(structure, num_experiments, groups):
+    if structure != "domain":
+        if num_experiments is not None or groups is not None:
+            raise ValueError(
+                "`num_experiments` and `experiment_groups` belong to structure 'domain'. "
+                f"Received: structure={structure!r}, num_experiments={num_experiments}, experiment_groups={groups}"
+            )
+        return
+    if not (isinstance(num_experiments, int) and num_experiments >= 1):
+        raise ValueError(f"Structure 'domain' needs `num_experiments`, an integer of at least 1. Received: {num_experiments!r}")
+    if groups is not None and (len(groups) != num_experiments or min(groups) < 0):
+        raise ValueError(
+            f"`experiment_groups` must give one group number >= 0 for each of the {num_experiments} experiments. Received: {groups}"
+        )

@@ -1,0 +1,348 @@
+import contextlib
+
+import keras
+from keras import ops
+
+from keras_abra import backend, fit_arguments
+from keras_abra.backbone_cut import cut_backbone
+from keras_abra.feature_statistics import shift_statistics
+from keras_abra.fused_step import fused_step
+from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
+from keras_abra.losses import ArcFace, CosFace, DistributionAlignment, softmax_cross_entropy
+from keras_abra.ramp import Ramp
+
+LOGS = ("clean_loss", "perturbed_loss", "alignment", "gain")
+
+
+@keras.saving.register_keras_serializable("keras_abra")
+class ABRAModel(backend.Trainer, keras.Model):
+    """Image classifier trained against worst-case shifts of its feature statistics (ABRA).
+
+    For models that must name a treatment in experiments they have never seen. Every training step perturbs the channel
+    statistics of the feature maps after `perturb_after`, within their uncertainty and in the direction that raises the loss,
+    and minimizes `clean + perturbed_weight * perturbed + alignment.weight * D(clean, perturbed)`, the first two being
+    cross-entropies of cosines with an angular margin. Without `perturb_after` there is one branch: the margin loss alone.
+
+    The step is fused: with f the share of the compute behind the first perturbed stage it costs 1 + f ordinary steps.
+    `evaluate` and `predict` are those of the plain network: no perturbation, no experiment ids, no margin.
+
+    Reference: an independent reconstruction of arXiv 2603.05622; the README says what is known of the paper.
+
+    Args:
+        backbone: Functional `keras.Model`, images `(batch, height, width, channels)` to one feature map or vector. Its
+            layers are shared, not copied.
+        num_classes: integer of at least 2.
+        perturb_after: names of backbone layers whose output is perturbed; every path must go through each.
+        embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the pooled
+            features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition.
+        uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5, one ascent
+            step of 0.5 (provisional).
+        loss: `ArcFace` (default, margin 0.5 radians, scale 30) or `CosFace`.
+        alignment: a `DistributionAlignment`. Default: symmetric KL, weight 1.
+        perturbed_weight: >= 0, weight of the perturbed branch's loss. Default 1.
+        warmup: length of the ramp over which the margin grows from 0, and after which the adversary starts: a number of
+            optimizer steps (int), or a share of all steps of `fit` (float in [0, 1)). Default 0.1. `train_on_batch`
+            knows no number of all steps and takes a float as no ramp. The ramp is a weight of the model: it is saved, and a
+            later `fit` does not start it anew.
+        class_names: optional names of the classes, saved with the model.
+        **kwargs: as for `keras.Model`.
+
+    Call arguments:
+        inputs: images, float or uint8 `(batch, height, width, channels)`, or `{"image": ..., "experiment": int (batch,)}`.
+
+    Returns:
+        float32 logits `(batch, num_classes)`: scale * cosine. Labels in `fit` and `evaluate` are integers `(batch,)`.
+
+    Raises:
+        ValueError: for a backbone that is not Functional, a cut that is not valid (the valid ones are listed), arguments or
+            inputs of the wrong kind or range.
+
+    Example:
+
+    >>> image = keras.Input((16, 16, 6))
+    >>> x = keras.layers.Conv2D(8, 3, activation="relu", name="stem")(image)
+    >>> backbone = keras.Model(image, keras.layers.Conv2D(8, 3, activation="relu")(x))
+    >>> model = ABRAModel(backbone, num_classes=5, perturb_after=["stem"], embedding_dim=16)
+    >>> model.compile(optimizer=keras.optimizers.AdamW(1e-3), metrics=["accuracy"])
+    >>> images, labels = keras.random.normal((8, 16, 16, 6)), keras.ops.arange(8) % 5
+    >>> sorted(model.fit(images, labels, verbose=0).history)
+    ['accuracy', 'alignment', 'clean_loss', 'gain', 'loss', 'perturbed_loss']
+    >>> model.predict(images, verbose=0).shape
+    (8, 5)
+    """
+
+    def __init__(
+        self,
+        backbone,
+        num_classes,
+        perturb_after=(),
+        embedding_dim=1024,
+        uncertainty=None,
+        loss=None,
+        alignment=None,
+        perturbed_weight=1.0,
+        warmup=0.1,
+        class_names=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._template = _Untracked(FeatureStatisticsUncertainty() if uncertainty is None else uncertainty)
+        self.loss_function = ArcFace() if loss is None else loss
+        self.alignment = DistributionAlignment() if alignment is None else alignment
+        self._check_arguments(embedding_dim, perturbed_weight, warmup, class_names, num_classes)
+        if isinstance(perturb_after, str):
+            raise ValueError(f"`perturb_after` must be a list of layer names. Received: {perturb_after!r}")
+        parts = cut_backbone(backbone, perturb_after)
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.perturb_after = list(perturb_after)
+        self.embedding_dim = embedding_dim
+        self.perturbed_weight = float(perturbed_weight)
+        self.warmup = warmup
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
+
+        rank = len(backbone.outputs[0].shape)
+        self.pooling = keras.layers.GlobalAveragePooling2D(name="pooling") if rank == 4 else None
+        features = int(backbone.outputs[0].shape[-1])
+        self.neck = None if embedding_dim is None else _neck(features, embedding_dim)
+        self.head = CosineHead(num_classes, name="head")
+        self.head.build((None, embedding_dim or features))
+        self.stages = [_stage(self.uncertainty, i, part.outputs[0].shape) for i, part in enumerate(parts[:-1])]
+        self.ramp = Ramp(name="ramp")
+        self._parts = _Untracked(parts)
+        self._trackers = [keras.metrics.Mean(name=name) for name in (LOGS if self.stages else LOGS[:1])]
+        self._evaluating = False
+        self.build()
+
+    def build(self, input_shape=None):
+        self.built = True
+
+    @property
+    def uncertainty(self):
+        """The template of every stage."""
+        return self._template.value
+
+    # Inference: the plain network.
+
+    def call(self, inputs, training=None):
+        image, _ = self.unpack_inputs(inputs)
+        _, cosine = self.embed_features(self.backbone(image, training=training), training=training)
+        return cosine * self.loss_function.scale
+
+    def embed(self, x, batch_size=None, verbose="auto", steps=None):
+        """L2-normalized embeddings, float32 NumPy `(samples, embedding_dim)`. Arguments as for `predict`."""
+        return _Embedder(self).predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
+
+    def embed_features(self, features, training):
+        """Backbone output to `(embedding, cosine)`, float32 `(batch, dim)`, not normalized, and `(batch, classes)`."""
+        if self.pooling is not None:
+            features = self.pooling(features)
+        if self.neck is not None:
+            features = self.neck(features, training=training)
+        return ops.cast(features, "float32"), self.head(features)
+
+    def unpack_inputs(self, inputs):
+        """`(image, experiment or None)` from images or a dict, checked.
+
+        Raises:
+            ValueError: if the image's rank, size, channels or type do not fit the backbone.
+        """
+        image, experiment = inputs, None
+        if isinstance(inputs, dict):
+            if "image" not in inputs:
+                raise ValueError(f"A dict of inputs needs the key 'image' (and may have 'experiment'). Received: {sorted(inputs)}")
+            image, experiment = inputs["image"], inputs.get("experiment")
+        expected, shape = tuple(self.backbone.inputs[0].shape), tuple(image.shape)
+        fits = len(shape) == 4 and all(e is None or s is None or e == s for e, s in zip(expected[1:], shape[1:], strict=True))
+        if not fits:
+            raise ValueError(f"Images must have the backbone's shape (batch, height, width, channels) = {expected}. Received: {shape}")
+        dtype = keras.backend.standardize_dtype(image.dtype)
+        if "float" not in dtype and dtype != "uint8":
+            raise ValueError(f"Images must be float (standardized) or uint8. Received: dtype {dtype}")
+        return image, experiment
+
+    # Training. `fused_step` runs these with the values of the variables of the pass it computes.
+
+    def fused_step(self, *args):
+        """Gradients, state, losses and logits of one step: see `keras_abra.fused_step.fused_step`."""
+        return fused_step(self, *args)
+
+    def run_prefix(self, image):
+        """The backbone up to the first perturbed stage."""
+        return self._parts.value[0](image, training=True)
+
+    def run_suffix(self, x, offsets):
+        """From there to the backbone's output, each stage's statistics moved by its offsets: `(output, statistics)`."""
+        statistics = []
+        for part, offset in zip(self._parts.value[1:], offsets, strict=True):
+            x, found = shift_statistics(x, offset)
+            statistics.append(found)
+            x = part(x, training=True)
+        return x, statistics
+
+    def step_size(self):
+        """Ascent step in radii; 0 until the ramp has ended."""
+        return self.uncertainty.step_size * self.ramp.adversary_started()
+
+    def update_logs(self, result, x, y, sample_weight):
+        """Updates every metric of the training step and returns the logs."""
+        batch = ops.shape(result.logits)[0]
+        self._loss_tracker.update_state(result.losses["loss"], sample_weight=batch)
+        for tracker in self._trackers:
+            tracker.update_state(result.losses[tracker.name], sample_weight=batch)
+        return self.compute_metrics(x, y, result.logits, sample_weight=sample_weight)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=False):
+        """Margin-free cross-entropy: the loss of `evaluate`."""
+        return _CrossEntropy()(y, y_pred, sample_weight=sample_weight)
+
+    def get_metrics_result(self):
+        results = super().get_metrics_result()
+        return {k: v for k, v in results.items() if not (self._evaluating and k in LOGS)}
+
+    @contextlib.contextmanager
+    def _evaluation(self):
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    def compile(self, optimizer="rmsprop", loss=None, jit_compile="auto", **kwargs):
+        """As `keras.Model.compile`, but the loss is an argument of the model itself, so that it is saved and tuned with it.
+
+        Raises:
+            ValueError: if a loss is given, or `jit_compile=True` under a TensorFlow distribution strategy.
+        """
+        if loss is not None:
+            raise ValueError(f"The loss belongs to the model: ABRAModel(..., loss=ArcFace(...)). Received in compile: {loss!r}")
+        strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's
+        if jit_compile is True and strategy is not None and strategy.num_replicas_in_sync > 1:
+            raise ValueError(
+                "jit_compile=True does not work under a tf.distribute strategy (XLA cannot reach the replicas' variables). "
+                "Leave jit_compile at 'auto'."
+            )
+        super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
+        self._requested_jit_compile = jit_compile  # Keras keeps what "auto" came to, which another backend may not have
+
+    def get_compile_config(self):
+        return {**super().get_compile_config(), "jit_compile": self._requested_jit_compile} if self.compiled else None
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`. Checks labels and ids on the host, and stops at a loss that is not finite.
+
+        Raises:
+            ValueError: for labels or experiment ids outside their range and for training batches of one sample, in arrays and
+                `tf.data` pipelines. (From other sources a label outside its range gives a loss of NaN.)
+            NonFiniteLossError: naming epoch and step.
+        """
+        arguments = fit_arguments.bind(super().fit, args, kwargs)
+        fit_arguments.check(self, arguments)
+        self.ramp.start(fit_arguments.ramp_length(self, arguments))
+        with fit_arguments.plain_errors():
+            return super().fit(**arguments)
+
+    def evaluate(self, *args, **kwargs):
+        """As `keras.Model.evaluate`: margin-free cross-entropy and the compiled metrics."""
+        arguments = fit_arguments.bind(super().evaluate, args, kwargs)
+        if not arguments.get("_use_cached_eval_dataset"):
+            fit_arguments.check(self, arguments, training=False)
+        with self._evaluation(), fit_arguments.plain_errors():
+            return super().evaluate(**arguments)
+
+    def test_on_batch(self, *args, **kwargs):
+        with self._evaluation():
+            return super().test_on_batch(*args, **kwargs)
+
+    def _check_arguments(self, embedding_dim, perturbed_weight, warmup, class_names, num_classes):
+        kinds = (
+            ("uncertainty", self.uncertainty, FeatureStatisticsUncertainty),
+            ("loss", self.loss_function, ArcFace | CosFace),
+            ("alignment", self.alignment, DistributionAlignment),
+        )
+        for name, value, kind in kinds:
+            if not isinstance(value, kind):
+                raise ValueError(f"`{name}` must be a keras_abra {kind}. Received: {value!r}")
+        if self.uncertainty.radius is None:
+            raise ValueError("`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None")
+        if embedding_dim is not None and not (isinstance(embedding_dim, int) and embedding_dim >= 1):
+            raise ValueError(f"`embedding_dim` must be a positive integer or None. Received: {embedding_dim!r}")
+        if not 0 <= perturbed_weight < float("inf"):
+            raise ValueError(f"`perturbed_weight` must be a number of at least 0. Received: {perturbed_weight!r}")
+        whole = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
+        if not (whole or (isinstance(warmup, float) and 0 <= warmup < 1)):
+            raise ValueError(f"`warmup` must be a number of steps (int >= 0) or a share of all steps (float in [0, 1)). Received: {warmup!r}")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"`class_names` must name each of the {num_classes} classes. Received: {len(class_names)} names")
+
+    def get_config(self):
+        objects = {"backbone": self.backbone, "uncertainty": self.uncertainty, "loss": self.loss_function, "alignment": self.alignment}
+        return {
+            **super().get_config(),
+            **{name: keras.saving.serialize_keras_object(value) for name, value in objects.items()},
+            "num_classes": self.num_classes,
+            "perturb_after": self.perturb_after,
+            "embedding_dim": self.embedding_dim,
+            "perturbed_weight": self.perturbed_weight,
+            "warmup": self.warmup,
+            "class_names": self.class_names,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        names = ("backbone", "uncertainty", "loss", "alignment")
+        objects = {n: keras.saving.deserialize_keras_object(config[n], custom_objects=custom_objects) for n in names}
+        return cls(**{**config, **objects})
+
+
+class _Untracked:
+    """Keeps layers out of Keras's list of sublayers: parts that share the backbone's layers, and the stages' template."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class _CrossEntropy(keras.losses.Loss):
+    def __init__(self):
+        super().__init__(name="cross_entropy")
+
+    def call(self, y_true, y_pred):
+        return softmax_cross_entropy(y_true, y_pred)
+
+
+class _Embedder(keras.Model):
+    def __init__(self, model):
+        super().__init__(name="embedder", dtype=model.dtype_policy)
+        self.model = model
+        self.built = True
+
+    def call(self, inputs):
+        image, _ = self.model.unpack_inputs(inputs)
+        embedding, _ = self.model.embed_features(self.model.backbone(image, training=False), training=False)
+        return ops.normalize(embedding, axis=-1)
+
+
+def _neck(features, embedding_dim):
+    neck = keras.Sequential(
+        [
+            keras.layers.BatchNormalization(name="neck_bn1"),
+            keras.layers.Dense(embedding_dim, use_bias=False, name="neck_dense"),
+            keras.layers.BatchNormalization(name="neck_bn2"),
+        ],
+        name="neck",
+    )
+    neck.build((None, features))
+    return neck
+
+
+def _stage(template, index, shape):
+    config = {**template.get_config(), "name": f"uncertainty_{index + 1}"}
+    if template.seed is not None:
+        config["seed"] = template.seed + index
+    stage = FeatureStatisticsUncertainty.from_config(config)
+    stage.build(shape)
+    return stage
