@@ -55,6 +55,6 @@ def _check_one_to_one(pairs):
             found = sorted(str(value) for value in twice[twice[key] == culprit][other])
             key, other = (word.replace("name", "sirna") for word in (key, other))
             raise ValueError(
-                f"The {key} {culprit!r} goes with {len(found)} values of {other}: {', '.join(found[:5])}. Expected one "
+                f"The {key} {culprit} goes with {len(found)} values of {other}: {', '.join(found[:5])}. Expected one "
                 "id for each siRNA and one siRNA for each id. Correct the table."
             )

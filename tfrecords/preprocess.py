@@ -18,6 +18,7 @@ def standardize(images):
     Returns:
         float32 of the same shape.
     """
+    images = tf.convert_to_tensor(images)
     shape = tf.shape(images)
     batch, height, width, channels = shape[0], shape[1], shape[2], shape[3]
     count = tf.cast(height * width, tf.float32)
@@ -54,6 +55,7 @@ def augment(images, seed):
     Raises:
         ValueError: if the images are not square.
     """
+    images = tf.convert_to_tensor(images)
     size, width = images.shape[1], images.shape[2]
     if size != width:
         raise ValueError(

@@ -43,8 +43,9 @@ def read_records(
 
     In training, each pass over the returned dataset shuffles all sites anew; the order is a function of `seed` and
     epoch only, so a resumed run sees what an unbroken one would have seen, and `site_ids_of_step` can name the sites
-    of a step. A pass that is broken off before its last batch is not counted: the next one repeats its order. Without
-    training, the order is that of `list_sites`.
+    of a step. A pass that is broken off before its last batch is not counted: the next one repeats its order. (Keras
+    looks at a first batch in this way. A `tf.distribute` strategy then fetches some more ahead, so that an epoch of
+    fewer than about five steps may be used up by it.) Without training, the order is that of `list_sites`.
 
     Args:
         dest: folder of records.

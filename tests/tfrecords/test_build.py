@@ -1,0 +1,153 @@
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+
+from tfrecords.build import build_records, main
+from tfrecords.manifest import read_manifest
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_command_line_builds_and_says_so(release_tree, tmp_path, capsys):
+    assert main([str(release_tree), str(tmp_path / "records"), "--label", "cell_type", "--seed", "3"]) == 0
+    assert "Wrote 32 sites in 12 files" in (out := capsys.readouterr().out)
+    assert "train 8, id_test 8, val 8, test 8" in out
+    options = read_manifest(tmp_path / "records")["options"]
+    assert (options["label"], options["seed"]) == ("cell_type", 3)
+
+
+def test_an_error_of_the_command_line_is_one_message_and_a_status(tmp_path, capsys):
+    assert main([str(tmp_path / "nowhere"), str(tmp_path / "records")]) == 1
+    assert "nowhere' is not a folder" in capsys.readouterr().err
+
+
+def test_nothing_but_the_records_and_three_files_stays(records_tree):
+    names = {path.name for path in records_tree.iterdir()}
+    assert names == {"train", "id_test", "val", "test", "manifest.json", "index.csv", "excluded.csv"}
+    assert all(path.suffix == ".tfrecord" for path in records_tree.glob("*/*"))
+
+
+def test_building_again_does_nothing_and_other_options_are_refused(release_tree, records, capsys):
+    before = content(records)
+    build_records(release_tree, records)
+    assert "nothing to do" in capsys.readouterr().out and content(records) == before
+    with pytest.raises(ValueError, match="was built with other options: image_size None, now 4; .*seed 0, now 1"):
+        build_records(release_tree, records, image_size=4, seed=1)
+    assert content(records) == before
+
+
+def test_a_changed_source_is_noticed(release, edit_table, tmp_path):
+    build_records(release, tmp_path / "records")
+    edit_table(release, lambda table: table.assign(sirna=table["sirna"].replace("s20", "s99")))
+    with pytest.raises(ValueError, match="table .*the source's tables or files are not what they were then"):
+        build_records(release, tmp_path / "records")
+
+
+def test_a_foreign_folder_is_refused_before_anything_is_written(release_tree, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is in use: it holds notes.txt"):
+        build_records(release_tree, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_row_order_does_not_matter(release, edit_table, records_tree, tmp_path):
+    edit_table(release, lambda table: table.sample(frac=1, random_state=0))
+    build_records(release, tmp_path / "records")
+    shuffled, straight = content(tmp_path / "records"), content(records_tree)
+    for name, data in straight.items():
+        if name.name != "manifest.json":
+            assert shuffled[name] == data
+
+
+def test_an_executor_writes_the_same(release_tree, records_tree, tmp_path):
+    with ThreadPoolExecutor(3) as executor:
+        build_records(release_tree, tmp_path / "records", workers=executor)
+    assert content(tmp_path / "records") == content(records_tree)
+
+
+def test_a_spoiled_image_stops_the_build_and_the_folder_is_not_taken_for_whole(release, records_tree, tmp_path):
+    path = release / "images/RPE-01/Plate1/B03_s2_w5.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    dest = tmp_path / "records"
+    with pytest.raises(ValueError, match=r"RPE-01/Plate1/B03_s2_w5.png: expected a whole PNG file; found .*truncated"):
+        build_records(release, dest)
+    with pytest.raises(ValueError, match="holds no finished records: the build was broken off"):
+        read_manifest(dest)
+    path.write_bytes(whole)
+    build_records(release, dest)
+    wanted, found = content(records_tree), content(dest)
+    assert {name: data for name, data in found.items() if name.name != "manifest.json"} == {
+        name: data for name, data in wanted.items() if name.name != "manifest.json"
+    }
+
+
+def test_an_image_of_another_size_stops_the_build(release, tmp_path):
+    from PIL import Image
+
+    Image.new("L", (9, 8)).save(release / "images/RPE-01/Plate1/B03_s2_w5.png")
+    with pytest.raises(ValueError, match="B03_s2_w5.png: expected 8 x 8 pixels .* found 8 x 9"):
+        build_records(release, tmp_path / "records")
+
+
+def test_sites_without_all_channels_are_left_out_reported_and_listed(release, tmp_path, capsys):
+    (release / "images/RPE-01/Plate1/B03_s2_w5.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"1 of 32 sites lack[\s\S]*missing channels w5: 1 \(RPE-01_1_B03_2\)[\s\S]*strict"
+    ):
+        build_records(release, tmp_path / "records", strict=True)
+    assert not (tmp_path / "records").exists()
+    manifest = build_records(release, tmp_path / "records")
+    assert "missing channels w5: 1 (RPE-01_1_B03_2)" in capsys.readouterr().out
+    excluded = pd.read_csv(tmp_path / "records/excluded.csv")
+    assert excluded.values.tolist() == [["RPE-01_1_B03_2", "id_test", "missing channels w5"]]
+    assert manifest["excluded"]["count"] == 1 and manifest["index"]["count"] == 31
+
+
+def test_tables_without_images_build_nothing(release, tmp_path):
+    shutil.rmtree(release / "images")
+    with pytest.raises(ValueError, match="No site in .* is complete: nothing to build. Expected files such as images/"):
+        build_records(release, tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("size", [0, 9])
+def test_an_image_size_that_cannot_be_is_refused(release_tree, tmp_path, size):
+    with pytest.raises(ValueError, match=f"image size {size} is not between 1 and the 8 pixels on disk"):
+        build_records(release_tree, tmp_path / "records", image_size=size)
+
+
+def test_processes_write_the_same(release_tree, records_tree, tmp_path):
+    build_records(release_tree, tmp_path / "records", workers=2)
+    assert content(tmp_path / "records") == content(records_tree)
+
+
+def test_a_killed_build_continues_where_it_stopped(release_tree, records_tree, tmp_path):
+    dest = tmp_path / "records"
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import os
+import tfrecords.build as build
+write, written = build.write_shard, []
+def write_two(task):
+    written.append(write(task))
+    return written[-1] if len(written) < 2 else os._exit(9)
+build.write_shard = write_two
+build.build_records({str(release_tree)!r}, {str(dest)!r})
+"""
+    )
+    assert subprocess.run([sys.executable, script], capture_output=True, timeout=120).returncode == 9
+    assert "plan" in json.loads((dest / "unfinished.json").read_text())
+    times = {path: path.stat().st_mtime_ns for path in dest.rglob("*.tfrecord")}
+    assert len(times) == 2
+    build_records(release_tree, dest)
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    assert content(dest) == content(records_tree)

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from tfrecords.listing import list_sites
+from tfrecords.order import Passes, epoch_order, site_ids_of_step
+
+
+def test_an_order_is_a_permutation_and_a_function_of_seed_and_epoch():
+    orders = {(seed, epoch): epoch_order(50, seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert all((np.sort(order) == np.arange(50)).all() for order in orders.values())
+    assert len({tuple(order) for order in orders.values()}) == 9
+    np.testing.assert_array_equal(epoch_order(50, 1, 2), orders[1, 2])
+
+
+def test_an_order_stays_what_it_was_in_earlier_releases():
+    assert epoch_order(8, 0, 0).tolist() == [3, 6, 4, 0, 7, 5, 2, 1]
+
+
+def test_the_steps_of_an_epoch_hold_each_site_once(records_tree):
+    known = set(list_sites(records_tree, "train", ("treatment", "control"))["site_id"])
+    named = [
+        site_ids_of_step(records_tree, "train", batch_size=4, epoch=3, step=step, kinds=("treatment", "control"))
+        for step in range(2)
+    ]
+    assert sorted(sum(named, [])) == sorted(known)
+
+
+def test_a_step_that_does_not_exist_is_refused(records_tree):
+    with pytest.raises(ValueError, match="no step 2 in epoch 0: an epoch has 2 steps of 2 sites"):
+        site_ids_of_step(records_tree, "train", batch_size=2, epoch=0, step=2)
+
+
+def test_only_a_finished_pass_counts_and_only_once():
+    passes = Passes(first_epoch=4)
+    assert passes.begin() == passes.begin() == 4
+    passes.finish(4)
+    passes.finish(4)
+    assert passes.begin() == 5
