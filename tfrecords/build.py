@@ -33,7 +33,8 @@ def build_records(source, dest, *, image_size=None, seed=0, strict=False, label=
     Args:
         source: folder with the tables and images, see `read_sites`.
         dest: folder to write; new, empty, or of the same build.
-        image_size: edge of the images in pixels, made by averaging areas; None (default) keeps the size on disk.
+        image_size: edge of the images in pixels, made by averaging areas, so that the whole field of view stays (WILDS
+            instead cut out the centre); None (default) keeps the size on disk.
         seed: integer that orders the sites inside the shards.
         strict: make a missing channel file an error.
         label: column that gives the classes: `sirna_id` (default), `cell_type`, `experiment` or `well_type`.

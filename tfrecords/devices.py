@@ -1,5 +1,6 @@
 """Keeps TensorFlow, which here only feeds data, away from the memory of the GPU."""
 
+import os
 import sys
 
 import tensorflow as tf
@@ -22,8 +23,9 @@ def keep_tensorflow_off_gpu():
 
 
 def leave_gpu_to_backend():
-    """Does `keep_tensorflow_off_gpu` if this process has loaded Keras with another backend than TensorFlow."""
+    """Does `keep_tensorflow_off_gpu` if this process uses Keras with another backend than TensorFlow."""
     keras = sys.modules.get("keras")  # Looked up, not imported: tfrecords works without Keras.
     config = getattr(keras, "config", None)
-    if config is not None and config.backend() != "tensorflow":
+    backend = config.backend() if config is not None else os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
         keep_tensorflow_off_gpu()

@@ -12,7 +12,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrecords.devices import keep_tensorflow_off_gpu
+from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
 from tfrecords.listing import read_index
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest
 from tfrecords.write import FOOTER, HEADER, scan_shard
@@ -45,6 +45,7 @@ def verify_records(dest):
     Raises:
         ValueError: if the folder is not whole, so that there is nothing to compare with.
     """
+    leave_gpu_to_backend()
     dest = Path(dest)
     manifest = read_manifest(dest)
     faults = list(_check_files(dest, manifest))

@@ -14,9 +14,18 @@ def test_the_gpu_is_left_to_another_backend_only(monkeypatch):
         monkeypatch.setitem(sys.modules, "keras", types.SimpleNamespace(config=config))
         devices.leave_gpu_to_backend()
         assert hidden == expected
-    monkeypatch.delitem(sys.modules, "keras")
+
+
+def test_before_keras_is_loaded_its_environment_variable_says_the_backend(monkeypatch):
+    hidden = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda found, kind: hidden.append((found, kind)))
+    monkeypatch.setitem(sys.modules, "keras", None)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
     devices.leave_gpu_to_backend()
-    assert len(hidden) == 2
+    assert hidden == []
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    devices.leave_gpu_to_backend()
+    assert hidden == [([], "GPU")]
 
 
 def test_too_late_is_said_and_not_raised(monkeypatch):
