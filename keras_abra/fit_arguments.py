@@ -48,13 +48,11 @@ def check(model, arguments, training=True):
 
 
 def ramp_length(model, arguments):
-    """Length of the ramp in optimizer steps.
+    """Length in optimizer steps of a ramp that is a share of all steps.
 
     Raises:
-        ValueError: if it is a share of all steps and their number cannot be known.
+        ValueError: if the number of steps cannot be known.
     """
-    if isinstance(model.warmup, int):
-        return model.warmup
     steps = arguments["steps_per_epoch"] or _steps(arguments)
     if steps is None and model.warmup:
         raise ValueError(

@@ -38,3 +38,27 @@ def finite_difference(function, x, step=1e-6):
         down[index] -= step
         slope[index] = (np.sum(function(up)) - np.sum(function(down))) / (2 * step)
     return slope
+
+
+def gradients(function, tensors):
+    """d function(tensors) / d tensors of a scalar function of a list of tensors, as NumPy arrays; zero where none."""
+    tensors = [keras.ops.convert_to_tensor(tensor) for tensor in tensors]
+    match keras.backend.backend():
+        case "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(tensors)
+            slopes = tape.gradient(value, tensors, unconnected_gradients="zero")
+        case "jax":
+            import jax
+
+            slopes = jax.grad(function)(tensors)
+        case "torch":
+            import torch
+
+            tensors = [tensor.detach().clone().requires_grad_(True) for tensor in tensors]
+            value = function(tensors)
+            slopes = torch.autograd.grad(value, tensors, allow_unused=True, materialize_grads=True)
+    return [keras.ops.convert_to_numpy(slope) for slope in slopes]

@@ -26,15 +26,15 @@ def tiny_backbone(dropout=0.2, regularizer=1e-2):
     image = keras.Input((8, 8, 2))
     x = block(image, 3, "stem", 1)
     x = layers.Add(name="stage1")([block(x, 3, "inner", 2), x])
-    x = block(layers.MaxPooling2D()(x), 4, "last", 3)
+    x = block(layers.AveragePooling2D(2)(x), 4, "last", 3)
     return keras.Model(image, x, name="tiny")
 
 
 def tiny_model(structure="diagonal", steps=1, perturb_after=("stem",), backbone=None, layer=None, **kwargs):
     """An `ABRAModel` that starts at full margin and adversary."""
     extra = {"num_experiments": EXPERIMENTS} if structure == "domain" else {}
-    uncertainty = FeatureStatisticsUncertainty(structure, steps=steps, seed=7, **extra, **(layer or {}))
-    defaults = {"loss": ArcFace(0.3, 8.0), "embedding_dim": 6, "perturbed_weight": 0.7, "warmup": 0}
+    uncertainty = FeatureStatisticsUncertainty(structure, steps=steps, seed=7, **{"radius": 0.2, **extra, **(layer or {})})
+    defaults = {"loss": ArcFace(0.3, 4.0), "embedding_dim": 6, "perturbed_weight": 0.7, "warmup": 0}
     keras.utils.set_random_seed(3)
     return ABRAModel(
         backbone or tiny_backbone(), CLASSES, perturb_after, uncertainty=uncertainty, **{**defaults, **kwargs}

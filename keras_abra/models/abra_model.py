@@ -109,6 +109,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         self.head.build((None, embedding_dim or features))
         self.stages = [_stage(self.uncertainty, i, part.outputs[0].shape) for i, part in enumerate(parts[:-1])]
         self.ramp = Ramp(name="ramp")
+        if isinstance(warmup, int):
+            self.ramp.start(warmup)
         self._parts = _Untracked(parts)
         self._trackers = [keras.metrics.Mean(name=name) for name in (LOGS if self.stages else LOGS[:1])]
         self._evaluating = False
@@ -242,7 +244,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         """
         arguments = fit_arguments.bind(super().fit, args, kwargs)
         fit_arguments.check(self, arguments)
-        self.ramp.start(fit_arguments.ramp_length(self, arguments))
+        if isinstance(self.warmup, float):
+            self.ramp.start(fit_arguments.ramp_length(self, arguments))
         with fit_arguments.plain_errors():
             return super().fit(**arguments)
 

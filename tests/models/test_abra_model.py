@@ -1,0 +1,350 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_abra import ABRAModel, NonFiniteLossError
+from keras_abra.layers import FeatureStatisticsUncertainty
+from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
+from tests.tiny import CLASSES, tiny_backbone, tiny_batch, tiny_model
+
+TRAINING_LOGS = ["accuracy", "alignment", "clean_loss", "gain", "loss", "perturbed_loss"]
+
+
+def compiled(*args, optimizer="adam", compile_arguments=None, **kwargs):
+    """Runs eagerly unless told otherwise: most of these tests would spend their time compiling."""
+    model = tiny_model(*args, **kwargs)
+    model.compile(optimizer=optimizer, metrics=["accuracy"], **(compile_arguments or {"run_eagerly": True}))
+    return model
+
+
+def values(model):
+    return [keras.ops.convert_to_numpy(v) for v in model.variables]
+
+
+def fit(model, samples=16, **kwargs):
+    x, y = tiny_batch(samples)
+    return model.fit(x, y, **{"batch_size": 8, "verbose": 0, "shuffle": False, **kwargs}).history
+
+
+# The surface.
+
+
+def test_fit_logs_both_branches_and_validates_on_the_plain_network():
+    history = fit(compiled(), validation_data=tiny_batch(12), epochs=2)
+    assert sorted(history) == sorted([*TRAINING_LOGS, "val_accuracy", "val_loss"])
+    assert all(np.isfinite(v).all() and len(v) == 2 for v in history.values())
+
+
+def test_without_stages_it_is_one_branch_with_a_margin():
+    history = fit(compiled(perturb_after=()))
+    assert sorted(history) == ["accuracy", "clean_loss", "loss"]
+
+
+def test_predict_is_scale_times_cosine_and_embed_has_length_one():
+    model, (x, _) = tiny_model(), tiny_batch()
+    logits, embeddings = model.predict(x, verbose=0), model.embed(x["image"], verbose=0)
+    assert logits.shape == (8, CLASSES) and logits.dtype == "float32"
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    kernel = keras.ops.convert_to_numpy(model.head.kernel)
+    np.testing.assert_allclose(logits, 4 * embeddings @ (kernel / np.linalg.norm(kernel, axis=0)), rtol=1e-4, atol=1e-5)
+
+
+def test_evaluate_is_the_cross_entropy_without_margin():
+    model, (x, y) = compiled(), tiny_batch(12)
+    logits = model.predict(x["image"], verbose=0).astype("float64")
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    loss, accuracy = model.evaluate(x["image"], y, batch_size=5, verbose=0)
+    assert loss == pytest.approx(-log_p[np.arange(12), y].mean(), rel=1e-4)
+    assert accuracy == pytest.approx((logits.argmax(1) == y).mean())
+
+
+def test_images_alone_and_the_dict_mean_the_same_to_inference():
+    model, (x, _) = tiny_model("domain"), tiny_batch()
+    np.testing.assert_array_equal(model.predict(x, verbose=0), model.predict(x["image"], verbose=0))
+
+
+def test_the_head_learns():
+    history = fit(compiled(optimizer=keras.optimizers.Adam(0.02)), epochs=25)
+    assert history["clean_loss"][-1] < 0.6 * history["clean_loss"][0]
+
+
+def test_a_vector_backbone_needs_no_pooling_and_no_neck():
+    backbone = tiny_backbone()
+    flat = keras.Model(backbone.inputs, keras.layers.GlobalMaxPooling2D()(backbone.outputs[0]))
+    model = compiled(backbone=flat, embedding_dim=None)
+    assert sorted(fit(model)) == TRAINING_LOGS
+    assert model.embed(tiny_batch()[0], verbose=0).shape == (8, 4)
+
+
+@pytest.mark.parametrize("kind", ["jensen_shannon", "coral", "mmd"])
+def test_every_alignment_trains(kind):
+    history = fit(compiled(alignment=DistributionAlignment(kind, two_sided=True), loss=CosFace(0.2, 8.0)))
+    assert history["alignment"][0] > 0
+
+
+def test_two_calls_of_fit_with_one_seed_are_equal():
+    first, second = compiled("low_rank"), compiled("low_rank")
+    fit(first), fit(second)
+    for a, b in zip(values(first), values(second), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+# What every Keras model can.
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "domain"])
+def test_save_load_predict_is_equal_and_training_goes_on(tmp_path, structure):
+    model = compiled(structure, class_names=list("abcde"), warmup=3)
+    fit(model)
+    model.save(tmp_path / "abra.keras")
+    again = keras.models.load_model(tmp_path / "abra.keras")
+    x, _ = tiny_batch()
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+    np.testing.assert_array_equal(again.embed(x, verbose=0), model.embed(x, verbose=0))
+    ours, theirs = ({k: v for k, v in m.get_config().items() if k != "backbone"} for m in (model, again))
+    assert ours == theirs and again.class_names == list("abcde")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(again.ramp.progress), [2, 3])
+    fit(model), fit(again)
+    for a, b in zip(values(model), values(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_go_from_one_model_to_another(tmp_path):
+    model, other = tiny_model(), tiny_model()
+    other.head.kernel.assign(other.head.kernel + 1)
+    model.save_weights(tmp_path / "abra.weights.h5")
+    other.load_weights(tmp_path / "abra.weights.h5")
+    x, _ = tiny_batch()
+    np.testing.assert_array_equal(model.predict(x, verbose=0), other.predict(x, verbose=0))
+
+
+def test_class_weights_are_sample_weights():
+    weight = {c: 0.5 + c for c in range(CLASSES)}
+    by_class, by_sample = compiled(), compiled()
+    x, y = tiny_batch(16)
+    fit(by_class, class_weight=weight)
+    fit(by_sample, sample_weight=np.array([weight[c] for c in y], "float32"))
+    for a, b in zip(values(by_class), values(by_sample), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_without_weight_teaches_nothing():
+    model = compiled(optimizer=keras.optimizers.SGD(0.1), backbone=tiny_backbone(regularizer=0))
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    fit(model, sample_weight=np.zeros(16, "float32"))
+    for b, v in zip(before, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(v), b)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.01, clipnorm=0.1),
+        lambda: keras.optimizers.SGD(0.01, global_clipnorm=0.1),
+        lambda: keras.optimizers.AdamW(0.01, use_ema=True, ema_overwrite_frequency=2),
+        lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10), momentum=0.9, nesterov=True),
+    ],
+)
+def test_optimizers_with_clipping_averages_and_schedules(optimizer):
+    assert np.isfinite(fit(compiled(optimizer=optimizer()))["loss"][0])
+
+
+def test_accumulated_gradients_count_as_one_step_of_the_ramp():
+    model = compiled(optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), warmup=5)
+    fit(model, samples=32)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [2, 5])
+
+
+def test_frozen_layers_stay():
+    backbone = tiny_backbone()
+    for layer in cut_before_stem(backbone):
+        layer.trainable = False
+    model = compiled(backbone=backbone)
+    before = [keras.ops.convert_to_numpy(w) for layer in cut_before_stem(backbone) for w in layer.weights if "seed" not in w.path]
+    fit(model)
+    after = [keras.ops.convert_to_numpy(w) for layer in cut_before_stem(backbone) for w in layer.weights if "seed" not in w.path]
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def cut_before_stem(backbone):
+    names = [layer.name for layer in backbone.layers]
+    return backbone.layers[: names.index("stem") + 1]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = compiled("low_rank", 2, ("stem", "stage1"))
+        scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert scaled == (policy == "mixed_float16")
+        history = fit(model, epochs=3)
+        assert np.isfinite(history["loss"]).all()
+        assert model.predict(tiny_batch()[0], verbose=0).dtype == "float32"
+        taken = keras.ops.convert_to_numpy(model.ramp.progress)[0]
+        assert 0 < taken <= 6 and taken == int(model.optimizer.iterations)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("arguments", [{"jit_compile": True}, {"steps_per_execution": 2}, {"jit_compile": "auto"}])
+def test_every_way_of_running_gives_the_same(arguments):
+    if keras.backend.backend() == "torch" and arguments != {"jit_compile": "auto"}:
+        pytest.skip("on torch Keras runs one step an execution, and compiles by torch.compile, which builds C++ on the machine")
+    # XLA draws other random numbers than TensorFlow, so what is compared does not depend on them.
+    models = [compiled(compile_arguments=a, backbone=tiny_backbone(dropout=0.0)) for a in (arguments, None)]
+    histories = [fit(model, samples=8 * arguments.get("steps_per_execution", 1)) for model in models]
+    np.testing.assert_allclose(*(h["clean_loss"] for h in histories), rtol=1e-4)
+    assert all(np.isfinite(h["loss"]).all() for h in histories)
+
+
+def test_data_sets_generators_and_py_datasets():
+    import tensorflow as tf
+
+    x, y = tiny_batch(16)
+    expected = fit(compiled("domain"))["loss"]
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return {k: v[8 * i : 8 * i + 8] for k, v in x.items()}, y[8 * i : 8 * i + 8]
+
+    for data in (dataset, Batches(), (batch for batch in list(Batches()))):
+        model = compiled("domain")
+        history = model.fit(data, steps_per_epoch=2, verbose=0, shuffle=False)
+        np.testing.assert_allclose(history.history["loss"], expected, rtol=1e-5)
+
+
+# The ramp.
+
+
+def test_a_share_of_the_steps_is_the_length_of_the_ramp_and_is_kept():
+    model = compiled(warmup=0.25)
+    fit(model, epochs=4)  # 8 steps
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [8, 2])
+    fit(model, epochs=40)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [88, 2])
+
+
+def test_the_first_step_of_the_ramp_has_no_margin():
+    steep, flat = compiled(warmup=10, loss=ArcFace(1.2, 4.0)), compiled(warmup=0, loss=ArcFace(0.0, 4.0))
+    x, y = tiny_batch()
+    a, b = (m.train_on_batch(x, y, return_dict=True)["clean_loss"] for m in (steep, flat))
+    assert float(a) == pytest.approx(float(b), rel=1e-5)
+
+
+def test_the_adversary_raises_the_loss_more_than_chance():
+    def gain(steps):
+        model = compiled(steps=steps, layer={"radius": 0.5}, backbone=tiny_backbone(dropout=0.0))
+        x, y = tiny_batch(32)
+        return np.mean([float(model.train_on_batch(x, y, return_dict=True)["gain"]) for _ in range(3)])
+
+    assert gain(3) > gain(1) > gain(0)
+
+
+def test_data_without_length_needs_a_number_of_steps():
+    x, y = tiny_batch()
+    with pytest.raises(ValueError, match="this data does not tell its length"):
+        compiled(warmup=0.1).fit((x, y) for _ in range(2))
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"perturb_after": ["stm"]}, "no such layer.*Valid here"),
+        ({"perturb_after": "stem"}, "must be a list"),
+        ({"embedding_dim": 0}, "`embedding_dim` must be a positive integer"),
+        ({"perturbed_weight": -1}, "`perturbed_weight` must be"),
+        ({"warmup": 1.5}, "`warmup` must be"),
+        ({"warmup": -3}, "`warmup` must be"),
+        ({"class_names": ["a"]}, "must name each of the 5 classes"),
+        ({"loss": "arcface"}, "`loss` must be"),
+        ({"alignment": 1.0}, "`alignment` must be"),
+        ({"uncertainty": FeatureStatisticsUncertainty(radius=None)}, "needs a radius"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ABRAModel(**{"backbone": tiny_backbone(), "num_classes": CLASSES, **arguments})
+
+
+def test_a_loss_in_compile_is_sent_to_the_model():
+    with pytest.raises(ValueError, match="The loss belongs to the model"):
+        tiny_model().compile("adam", loss="sparse_categorical_crossentropy")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 8, 8), "float32"), r"must have the backbone's shape .*\(None, 8, 8, 2\). Received: \(4, 8, 8\)"),
+        (np.zeros((4, 8, 8, 3), "float32"), r"Received: \(4, 8, 8, 3\)"),
+        (np.zeros((4, 9, 8, 2), "float32"), r"Received: \(4, 9, 8, 2\)"),
+        (np.zeros((4, 8, 8, 2), "int32"), "must be float .* or uint8. Received: dtype int32"),
+        ({"picture": np.zeros((4, 8, 8, 2), "float32")}, "needs the key 'image'"),
+    ],
+)
+def test_bad_images_are_named(image, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(image)
+
+
+def test_labels_out_of_range_are_named_before_the_first_step():
+    x, y = tiny_batch(16)
+    y[3] = CLASSES
+    with pytest.raises(ValueError, match=r"Every label must lie in \[0, 5\). Received: 5 for sample 3"):
+        compiled().fit(x, y, verbose=0)
+    with pytest.raises(ValueError, match=r"Every label must lie in \[0, 5\). Received: 5 for sample 3"):
+        compiled().evaluate(x, y, verbose=0)
+    with pytest.raises(ValueError, match=r"shape \(16, 5\)"):
+        compiled().fit(x, np.eye(5)[y % 5], verbose=0)
+
+
+def test_labels_out_of_range_in_a_pipeline_stop_it_with_a_plain_error():
+    import tensorflow as tf
+
+    x, y = tiny_batch(16)
+    y[11] = -1
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    with pytest.raises(ValueError, match=r"Every label must lie in \[0, 5\). Received: -1"):
+        compiled().fit(dataset, verbose=0)
+
+
+def test_experiment_ids_out_of_range_are_named():
+    x, y = tiny_batch(16)
+    x["experiment"][2] = 3
+    with pytest.raises(ValueError, match=r"Every experiment id must lie in \[0, 3\). Received: 3 for sample 2"):
+        compiled("domain").fit(x, y, verbose=0)
+
+
+def test_batches_of_one_sample_are_refused():
+    with pytest.raises(ValueError, match="A training batch of one sample.*17 samples in batches of 8"):
+        fit(compiled(), samples=17)
+
+
+def test_batches_of_one_sample_in_a_pipeline_are_refused():
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(tiny_batch(9)).batch(8)
+    with pytest.raises(ValueError, match="A training batch of one sample"):
+        compiled().fit(dataset, verbose=0)
+
+
+def test_domain_structure_needs_experiment_ids():
+    x, y = tiny_batch(16)
+    with pytest.raises(ValueError, match="needs experiment ids in training"):
+        compiled("domain").fit(x["image"], y, verbose=0)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_epoch_and_step():
+    x, y = tiny_batch(24)
+    x["image"][17] = np.nan
+    with pytest.raises(NonFiniteLossError, match="became nan in epoch 0, step 2") as caught:
+        compiled().fit(x, y, batch_size=8, verbose=0, shuffle=False)
+    assert (caught.value.epoch, caught.value.step) == (0, 2)

@@ -1,0 +1,84 @@
+"""The fused step gives the gradients and the state of the naive scheme with the same rules."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_abra.losses import DistributionAlignment
+from tests.naive_step import naive_step
+from tests.recording import RecordingOptimizer
+from tests.tiny import tiny_batch, tiny_model
+
+STAGES = {"one": ("stem",), "two": ("stem", "stage1")}
+
+
+def train_once(model, x, y, sample_weight=None, run_eagerly=True):
+    """One real `train_on_batch`: `(gradients the optimizer was given, new state, logs)`."""
+    optimizer = RecordingOptimizer()
+    model.compile(optimizer=optimizer, run_eagerly=run_eagerly)
+    logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
+    state = [keras.ops.convert_to_numpy(v) for v in model.non_trainable_variables]
+    return optimizer.recorded(), state, logs
+
+
+def mismatches(model, fused, naive):
+    """Names of the variables whose gradient or new value differs, by the bound of 1e-4 (float32)."""
+    (gradients, state, logs), (expected, new_state, losses) = fused, naive
+    whole = np.sqrt(sum(np.sum(np.square(g)) for g in expected))
+    wrong = []
+    for v, g, e in zip(model.trainable_variables, gradients, expected, strict=True):
+        difference = np.linalg.norm(g - e) / max(np.linalg.norm(e), 1e-3 * whole)
+        if not difference <= 1e-4:
+            wrong.append(f"{v.path}: {difference:.1e}")
+    for v, s, e in zip(model.non_trainable_variables, state, new_state, strict=True):
+        if not np.allclose(s, e, rtol=1e-4, atol=1e-6):
+            wrong.append(v.path)
+    return wrong + [name for name, value in losses.items() if not np.isclose(logs[name], value, rtol=1e-4, atol=1e-4)]
+
+
+def compare(model, mutant=None, sample_weight=None, warm=False, run_eagerly=True):
+    x, y = tiny_batch()
+    if warm:  # running means, moving statistics and seeds that are not the initial ones
+        other, labels = tiny_batch(seed=1)
+        train_once(model, other, labels)
+    naive = naive_step(model, x, y, sample_weight, mutant)
+    return mismatches(model, train_once(model, x, y, sample_weight, run_eagerly), naive)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "domain"])
+def test_gradients_and_state_equal_the_naive_scheme(structure, steps, stages):
+    model = tiny_model(structure, steps, STAGES[stages])
+    assert compare(model, warm=structure == "domain") == []
+
+
+def test_the_compiled_step_is_the_same():
+    assert compare(tiny_model("low_rank", 3, STAGES["two"]), run_eagerly=False) == []
+
+
+def test_two_sided_alignment_flows_into_both_branches():
+    assert compare(tiny_model(alignment=DistributionAlignment(weight=3.0, two_sided=True))) == []
+
+
+def test_sample_weights_count_in_every_term():
+    weight = np.linspace(0, 2, 8, dtype="float32")
+    assert compare(tiny_model(), sample_weight=weight) == []
+
+
+def test_a_stage_may_sit_a_step_out():
+    model = tiny_model("diagonal", 3, STAGES["two"], layer={"probability": 0.5})
+    assert compare(model) == []
+
+
+def test_on_the_ramp_the_margin_is_a_share_and_the_adversary_waits():
+    model = tiny_model()
+    model.ramp.start(4)
+    model.ramp.advance(1)
+    assert compare(model) == []
+
+
+@pytest.mark.parametrize("mutant", ["shared part", "batch norm twice", "regularization twice", "ascent sign"])
+def test_the_comparison_sees(mutant):
+    model = tiny_model("diagonal", 1, STAGES["two"])
+    assert compare(model, mutant=mutant) != []
