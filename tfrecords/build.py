@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from tfrecords.channels import CHANNELS, describe_missing, find_missing
+from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
 from tfrecords.folder import claim, finish, is_finished
 from tfrecords.images import load_channel
 from tfrecords.labels import LABELS, class_map
@@ -47,6 +48,7 @@ def build_records(source, dest, *, image_size=None, seed=0, strict=False, label=
     Raises:
         ValueError: if a table, an image or the output folder is not as it must be, naming the culprit.
     """
+    leave_gpu_to_backend()
     source, dest = Path(source), Path(dest)
     layout = find_layout(source)
     sites = read_sites(source)
@@ -170,7 +172,7 @@ def _executor(workers, tasks, pixels):
         return None, False
     # Not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(min(workers, tasks), mp_context=context), True
+    return ProcessPoolExecutor(min(workers, tasks), mp_context=context, initializer=keep_tensorflow_off_gpu), True
 
 
 def _index(sites, shards, written, classes, label):
@@ -180,7 +182,7 @@ def _index(sites, shards, written, classes, label):
             for shard in shards
             for record, (site_id, frame) in enumerate(zip(shard.site_ids, written[shard.name].frames, strict=True))
         ],
-        columns=["site_id", "shard", "record", "offset", "length", "crc32"],
+        columns=["site_id", "shard", "record", "offset", "length", "fingerprint"],
     )
     index = places.merge(sites[[*COLUMNS, "split"]], on="site_id", how="left", validate="one_to_one")
     index["label"] = index[label].map({row["value"]: i for i, row in enumerate(classes)}).astype("Int64")
@@ -199,8 +201,10 @@ def main(argv=None):
     parser.add_argument("--strict", action="store_true", help="a site that lacks channel files is an error")
     parser.add_argument("--label", choices=LABELS, default="sirna_id", help="column of the classes (default: sirna_id)")
     parser.add_argument("--workers", type=int, help="number of processes (default: one a core; 1 for a small screen)")
+    arguments = vars(parser.parse_args(argv))
+    keep_tensorflow_off_gpu()
     try:
-        build_records(**vars(parser.parse_args(argv)))
+        build_records(**arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,13 +1,19 @@
 """The order in which sites are trained on: a function of seed and epoch, and of nothing else."""
 
-import numpy as np
+import tensorflow as tf
 
 from tfrecords.listing import list_sites
 
 
 def epoch_order(count, seed, epoch):
-    """A random order of `count` sites: a permutation as int64, a function of `(seed, epoch)` (both 0 or more)."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(count)
+    """A random order of `count` sites: a permutation, int64 tensor, a function of `(seed, epoch)` (both 0 or more).
+
+    Drawn by TensorFlow's stateless generator, whose values never change, and not by `Dataset.shuffle`, whose order
+    hangs on the global seed as well.
+    """
+    seeds = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    draws = tf.random.stateless_uniform((count,), seeds, None, None, tf.int64, alg="philox")
+    return tf.cast(tf.argsort(draws, stable=True), tf.int64)
 
 
 def site_ids_of_step(dest, split, *, batch_size, epoch, step, kinds=("treatment",), seed=0):
@@ -31,7 +37,8 @@ def site_ids_of_step(dest, split, *, batch_size, epoch, step, kinds=("treatment"
             f"There is no step {step} in epoch {epoch}: an epoch has {steps} steps of {batch_size} sites, counted "
             "from 0."
         )
-    order = epoch_order(len(sites), seed, epoch)
+    with tf.device("CPU:0"):
+        order = epoch_order(len(sites), seed, epoch).numpy()
     return sites["site_id"].iloc[order[step * batch_size : (step + 1) * batch_size]].tolist()
 
 
@@ -39,17 +46,22 @@ class Passes:
     """Counts the passes over a data set. A pass counts once its last batch was handed out.
 
     Keras looks at a first batch before it trains, with an iterator that it then drops: such a look must not use up an
-    epoch, so starting a pass is not what counts.
+    epoch, so starting a pass is not what counts. The count lives in TensorFlow, not in Python: a pipeline that calls
+    Python from its own threads can hang the process at its exit.
     """
 
     def __init__(self, first_epoch=0):
-        self.epoch = first_epoch
+        # Not a tf.Variable: the scope of a strategy would make one of it for each replica.
+        with tf.device("CPU:0"):
+            self._table = tf.lookup.experimental.MutableHashTable(
+                tf.int64, tf.int64, default_value=first_epoch, experimental_is_anonymous=True
+            )
 
     def begin(self):
-        """The epoch of the pass that begins now."""
-        return np.int64(self.epoch)
+        """The epoch of the pass that begins now: int64 tensor."""
+        return self._table.lookup(tf.constant(0, tf.int64))
 
     def finish(self, epoch):
-        """Notes that the last batch of `epoch` was handed out."""
-        self.epoch = max(self.epoch, int(epoch) + 1)
-        return np.int64(self.epoch)
+        """Notes that the last batch of `epoch` was handed out. Gives the operation, for a control dependency."""
+        following = tf.maximum(self.begin(), epoch + 1)
+        return self._table.insert(tf.constant(0, tf.int64), following)

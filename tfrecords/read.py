@@ -1,6 +1,5 @@
 """Finished records -> tf.data pipelines of batches."""
 
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.listing import list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.order import Passes, epoch_order
+from tfrecords.write import fingerprint
 
 _FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
@@ -82,8 +82,7 @@ def read_records(
     fetch = _fetcher(dest, sites)
 
     def load(epoch, step, rows):
-        records = tf.numpy_function(fetch, [rows], tf.string)
-        parsed = tf.io.parse_example(tf.ensure_shape(records, rows.shape), _FEATURES)
+        parsed = tf.io.parse_example(tf.ensure_shape(fetch(rows), rows.shape), _FEATURES)
         pixels = tf.io.decode_raw(parsed["image"], tf.uint8)
         images = tf.ensure_shape(tf.reshape(pixels, (-1, *shape)), (rows.shape[0], *shape))
         if training and augment is not None:
@@ -102,22 +101,17 @@ def read_records(
     passes = Passes(first_epoch)
 
     def order_of(epoch):
-        if not training:
-            order = tf.range(len(sites), dtype=tf.int64)
-        else:
-            order = tf.numpy_function(lambda e: epoch_order(len(sites), seed, int(e)), [epoch], tf.int64)
+        order = epoch_order(len(sites), seed, epoch) if training else tf.range(len(sites), dtype=tf.int64)
         rows = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (len(sites),))).batch(batch_size, even)
         return rows.enumerate().map(lambda step, rows: (epoch, step, rows))
 
     def hand_out(epoch, step, batch):
         # The last stage and no parallel one: it runs when a batch is asked for, not when it is prefetched.
-        note = tf.cond(
-            step == steps - 1, lambda: tf.numpy_function(passes.finish, [epoch], tf.int64), lambda: tf.identity(epoch)
-        )
+        note = tf.cond(step == steps - 1, lambda: tf.group(passes.finish(epoch)), tf.no_op)
         with tf.control_dependencies([note]):
             return tf.nest.map_structure(tf.identity, batch)
 
-    dataset = tf.data.Dataset.range(1).map(lambda _: tf.ensure_shape(tf.numpy_function(passes.begin, [], tf.int64), ()))
+    dataset = tf.data.Dataset.range(1).map(lambda _: passes.begin())
     dataset = dataset.flat_map(order_of).map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
     dataset = dataset.map(hand_out).apply(tf.data.experimental.assert_cardinality(steps))
     options = tf.data.Options()
@@ -151,23 +145,29 @@ def _check(dest, split, sites, manifest, batch_size, seed, first_epoch, experime
 
 
 def _fetcher(dest, sites):
-    paths = [str(Path(dest) / name) for name in sites["shard"]]
-    frames = sites[["offset", "length", "crc32", "record"]].to_numpy()
+    names = sorted(set(sites["shard"]))
+    shard = tf.constant(sites["shard"].map(names.index).to_numpy())
+    paths = tf.constant([str(Path(dest) / name) for name in names])
+    sizes = tf.constant([(Path(dest) / name).stat().st_size for name in names], tf.int64)
+    offset, length, number, known = (
+        tf.constant(sites[key].to_numpy(), tf.int64) for key in ("offset", "length", "record", "fingerprint")
+    )
+    advice = f"is damaged. Run `python -m tfrecords.verify {dest}` for all that is wrong, and build the records again."
+
+    def read_one(row):
+        path, start, count = paths[shard[row]], offset[row], length[row]
+        rest = sizes[shard[row]] - start - count
+        record = tf.data.FixedLengthRecordDataset(path, count, header_bytes=start, footer_bytes=rest, buffer_size=count)
+        return record.map(lambda data: check(row, data))
+
+    def check(row, data):
+        where = tf.strings.join([paths[shard[row]], ": record ", tf.strings.as_string(number[row]), " ", advice])
+        with tf.control_dependencies([tf.debugging.Assert(fingerprint(data) == known[row], [where], summarize=1)]):
+            return tf.identity(data)
 
     def fetch(rows):
-        records = np.empty(len(rows), dtype=object)
-        for i, row in enumerate(rows):
-            offset, length, crc32, number = frames[row]
-            with open(paths[row], "rb", buffering=0) as file:
-                file.seek(offset)
-                record = file.read(length)
-            if zlib.crc32(record) != crc32:
-                raise ValueError(
-                    f"{paths[row]}: record {number} is damaged. Run `python -m tfrecords.verify {dest}` for all that "
-                    "is wrong, and build the records again."
-                )
-            records[i] = record
-        return records
+        records = tf.data.Dataset.from_tensor_slices(rows).flat_map(read_one)
+        return records.batch(tf.size(rows, tf.int64)).get_single_element()
 
     return fetch
 
