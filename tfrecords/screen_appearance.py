@@ -8,7 +8,9 @@ type, with one covariance for all cell types (51 - 4 degrees of freedom), kept a
 
 A gain and an offset vanish when each image is standardized, so this fitted part then acts only through noise, rounding
 to grey levels and clipping. What stays after standardization, `DRIFT`, is assumed, not measured: focus, haze,
-bleed-through, tone (the non-linearity of stain and camera), saturation, illumination, noise, growth.
+bleed-through, tone (the non-linearity of stain and camera), saturation, illumination, noise, growth. Its size was set
+so that plain ERM, AdaBN and mixed-to-test training stand to each other as the acceptance asks
+(recipes/screen_acceptance.py); no other method was run on the screen before it was frozen.
 """
 
 from dataclasses import dataclass
@@ -24,125 +26,40 @@ LOG_MEDIAN = {
     "HEPG2": (1.965, 2.691, 2.365, 2.405, 1.968, 2.236, 2.239, 2.465, 1.868, 2.120, 1.755, 1.741),
     "U2OS": (2.105, 2.752, 2.480, 2.350, 1.625, 2.630, 2.340, 2.409, 1.716, 1.925, 1.599, 1.980),
 }
+# fmt: off
 LOG_SPREAD = (
     (0.475,),
-    (
-        0.155,
-        0.312,
-    ),
-    (
-        0.248,
-        0.094,
-        0.209,
-    ),
-    (
-        0.334,
-        0.238,
-        0.091,
-        0.132,
-    ),
-    (
-        0.372,
-        0.221,
-        0.065,
-        -0.196,
-        0.361,
-    ),
-    (
-        0.284,
-        0.060,
-        0.299,
-        0.023,
-        -0.046,
-        0.147,
-    ),
-    (
-        0.315,
-        -0.007,
-        0.132,
-        0.115,
-        -0.050,
-        0.028,
-        0.117,
-    ),
-    (
-        0.064,
-        0.247,
-        -0.011,
-        -0.002,
-        -0.010,
-        0.021,
-        0.019,
-        0.052,
-    ),
-    (
-        0.187,
-        0.062,
-        0.201,
-        0.032,
-        -0.016,
-        -0.020,
-        0.008,
-        0.026,
-        0.063,
-    ),
-    (
-        0.243,
-        0.190,
-        0.075,
-        0.149,
-        -0.015,
-        0.009,
-        0.025,
-        0.049,
-        0.012,
-        0.014,
-    ),
-    (
-        0.300,
-        0.158,
-        0.014,
-        -0.177,
-        0.312,
-        -0.022,
-        0.003,
-        0.021,
-        0.058,
-        -0.004,
-        0.071,
-    ),
-    (
-        0.232,
-        0.023,
-        0.302,
-        0.059,
-        -0.072,
-        0.178,
-        0.008,
-        0.031,
-        0.061,
-        0.006,
-        -0.005,
-        0.034,
-    ),
+    (0.155, 0.312),
+    (0.248, 0.094, 0.209),
+    (0.334, 0.238, 0.091, 0.132),
+    (0.372, 0.221, 0.065, -0.196, 0.361),
+    (0.284, 0.060, 0.299, 0.023, -0.046, 0.147),
+    (0.315, -0.007, 0.132, 0.115, -0.050, 0.028, 0.117),
+    (0.064, 0.247, -0.011, -0.002, -0.010, 0.021, 0.019, 0.052),
+    (0.187, 0.062, 0.201, 0.032, -0.016, -0.020, 0.008, 0.026, 0.063),
+    (0.243, 0.190, 0.075, 0.149, -0.015, 0.009, 0.025, 0.049, 0.012, 0.014),
+    (0.300, 0.158, 0.014, -0.177, 0.312, -0.022, 0.003, 0.021, 0.058, -0.004, 0.071),
+    (0.232, 0.023, 0.302, 0.059, -0.072, 0.178, 0.008, 0.031, 0.061, 0.006, -0.005, 0.034),
 )
+# fmt: on
 # Standard deviation over experiments of what standardization leaves (natural logarithms unless said).
 DRIFT = {
-    "focus": 0.45,  # blur
-    "haze": 0.7,  # share of the light from out of focus
-    "bleed": 0.8,  # share of a channel's light seen in its neighbour
-    "tone": 0.25,  # exponent of the response
-    "saturation": 0.5,  # level at which the response bends
-    "noise": 0.4,
-    "growth": 0.8,  # of the traits, in units of REACH
+    "focus": 0.60,  # blur
+    "haze": 0.95,  # share of the light from out of focus
+    "bleed": 1.0,  # share of a channel's light seen in its neighbour
+    "tone": 0.33,  # exponent of the response
+    "saturation": 0.65,  # level at which the response bends
+    "noise": 0.5,
+    "growth": 1.2,  # of the traits, in units of REACH
 }
 BLUR = (0.55, 0.6, 0.5, 0.6, 0.55, 0.6)  # median blur of a channel, standard deviation in field units
 HAZE, HAZE_WIDTH = 0.15, 5.0  # share; field units
 BLEED = 0.05
 SATURATION = 2.2  # times the 99th percentile of an untreated field
-READ_NOISE, SHOT_NOISE = 0.3, 0.06  # grey levels; variance per grey level
+READ_NOISE, SHOT_NOISE = 0.2, 0.05  # grey levels; variance per grey level
 ILLUMINATION = 0.12  # relative change over half a field
-PLATE, WELL = 0.3, 0.35  # plate and well effects on growth, in units of REACH; plates also drift by PLATE * DRIFT
+PLATE = 0.3  # how far plates differ within an experiment, as a share of DRIFT and of the spread of stain
+WELL = 0.5  # effect of a well on the traits, in units of REACH
 EDGE_DENSITY, EDGE_FOCUS = -0.15, 0.15  # in the outermost wells, in logarithms
 
 
@@ -174,7 +91,7 @@ class Appearance:
     std: np.ndarray
     blur: np.ndarray  # field units
     haze: np.ndarray
-    bleed: np.ndarray  # (6, 6), rows sum to 1
+    bleed: np.ndarray  # (6, 6), what each channel sees of each stain, 1 on the diagonal
     tone: np.ndarray
     saturation: np.ndarray
     noise: float
@@ -201,7 +118,7 @@ def appearance_of(seed, cell_type, index, plate, batch_effect=1.0):
     bleed *= np.exp(-0.7 * np.abs(np.subtract.outer(np.arange(6), np.arange(6))))
     np.fill_diagonal(bleed, 1.0)
     common = draw(1)  # the focal plane is one for all channels, but for their own colour error
-    appearance = Appearance(
+    return Appearance(
         cell_type=cell_type,
         mean=stain[:6],
         std=stain[6:],
@@ -214,12 +131,11 @@ def appearance_of(seed, cell_type, index, plate, batch_effect=1.0):
         illumination=ILLUMINATION * draw(6, 2),
         growth=DRIFT["growth"] * draw(len(TRAITS)),
     )
-    return appearance
 
 
-def expose(appearance, size, seed=0, fields=4):
+def expose(appearance, size, fields=4):
     """Set the exposure as an operator does, on untreated fields: afterwards they have the drawn mean and spread."""
-    rng = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng([0, 4])
     traits = traits_of(appearance.cell_type, appearance.growth)
     seen = np.stack([_optics(appearance, render(traits, rng, size), 1.0) for _ in range(fields)], 1)
     bright = np.quantile(seen, 0.99, axis=(1, 2, 3))
@@ -246,7 +162,7 @@ def photograph(appearance, effect, edge, well_rng, site_rng, size):
     light = _optics(appearance, render(traits, site_rng, size), focus)
     bright, mean, std = (value[:, None, None] for value in appearance.reference)
     # Where the drawn mean is too low for the drawn spread, the mean wins: a background is never negative.
-    gain = np.minimum(appearance.std[:, None, None] / std, (appearance.mean[:, None, None] - 0.3) / mean)
+    gain = np.minimum(appearance.std[:, None, None] / std, np.maximum(appearance.mean[:, None, None] - 0.3, 0.1) / mean)
     background = appearance.mean[:, None, None] - gain * mean
     grey = background + gain * _response(appearance, light / bright)
     spread = np.sqrt(READ_NOISE**2 + SHOT_NOISE * grey)

@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "val": {"HUVEC": 1, "RPE": 1, "HEPG2": 1, "U2OS": 1},
     "test": {"HUVEC": 3, "RPE": 2, "HEPG2": 2, "U2OS": 1},
 }
+TREATMENTS = 32
 PLATES = 4
 SITES = 2
 POSITIVE_CONTROLS = 2
@@ -28,7 +29,7 @@ WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFGHIJKLMNO" for column in ran
 NEGATIVE_WELL = "B02"
 
 
-def layout(seed, treatments, experiments=None):
+def layout(seed, treatments=TREATMENTS, experiments=None):
     """The metadata table of a screen, one row per site, as RxRx1 has it.
 
     The treatments form four plate groups that always travel together on one plate; an experiment puts the groups on
@@ -38,7 +39,7 @@ def layout(seed, treatments, experiments=None):
 
     Args:
         seed: int. The same seed gives the same table.
-        treatments: number of treatment siRNAs, a multiple of 4.
+        treatments: number of treatment siRNAs, a multiple of 4. Default 32.
         experiments: `{"train"|"val"|"test": {cell type: number of experiments}}`; by default `EXPERIMENTS`.
 
     Returns:

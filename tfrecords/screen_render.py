@@ -30,15 +30,16 @@ def render(traits, rng, size):
 
     dx = x + traits["ruffle"] * coarse[0] - cells["x"][:, None, None]
     dy = y + traits["ruffle"] * coarse[1] - cells["y"][:, None, None]
+    # Squared distance from each cell's centre in its own metric: a quadratic form, 1 on the outline.
     cos, sin = np.cos(cells["angle"])[:, None, None], np.sin(cells["angle"])[:, None, None]
-    radius = np.hypot(
-        (cos * dx + sin * dy) / (cells["size"] * cells["elongation"])[:, None, None],
-        (cos * dy - sin * dx) / (cells["size"] / cells["elongation"])[:, None, None],
-    )
-    owner = radius.argmin(0)
-    own_radius = np.take_along_axis(radius, owner[None], 0)[0]
-    np.put_along_axis(radius, owner[None], np.inf, 0)
-    border = np.exp(-(((radius.min(0) - own_radius) / 0.16) ** 2))
+    long = np.square(1 / (cells["size"] * cells["elongation"]))[:, None, None]
+    short = np.square(cells["elongation"] / cells["size"])[:, None, None]
+    square = dx * ((cos**2 * long + sin**2 * short) * dx + 2 * cos * sin * (long - short) * dy)
+    square += (sin**2 * long + cos**2 * short) * dy * dy
+    owner = square.argmin(0)
+    own_radius = np.sqrt(square.min(0))
+    np.put_along_axis(square, owner[None], np.inf, 0)
+    border = np.exp(-(((np.sqrt(square.min(0)) - own_radius) / 0.16) ** 2))
 
     cell = {name: value[owner] for name, value in cells.items()}
     dx, dy = x - cell["x"], y - cell["y"]
@@ -57,7 +58,7 @@ def render(traits, rng, size):
     thick = 1 + 2.0 * cell["rounded"]  # rounded cells are thick and bright
 
     channels = np.empty((6, size, size))
-    channels[0] = nucleus * cell["dna"] * thick * (1 + traits["nucleus_texture"] * fine[0])
+    channels[0] = nucleus * cell["dna"] * thick * np.exp(traits["nucleus_texture"] * fine[0])
     reticulum = np.exp(-outside / traits["er_reach"]) * (1 + traits["er_texture"] * fine[1])
     channels[1] = 1.2 * cytoplasm * cell["protein"] * thick * reticulum + 0.10 * body
     phase = across + 0.8 * coarse[4] + cell["phase"]
@@ -109,7 +110,7 @@ def _cells(traits, rng):
     normal = rng.standard_normal((7, count))
     uniform = rng.random((4 + 3 * NUCLEOLI, count))
     rounded = _inside(uniform[0] / traits["rounded"], 30.0)
-    size = traits["cell_size"] * np.exp(0.15 * normal[0]) * (1 - 0.4 * rounded)
+    size = traits["cell_size"] * np.exp(0.12 * normal[0]) * (1 - 0.4 * rounded)
     direction = rng.random() * np.pi
     return {
         "x": x,
@@ -118,9 +119,9 @@ def _cells(traits, rng):
         "elongation": 1 + (traits["cell_elongation"] * np.exp(0.08 * np.abs(normal[1])) - 1) * (1 - rounded),
         "angle": direction + 0.5 * normal[2],
         "nucleus": traits["nucleus_size"] * np.exp(0.09 * normal[3]) * (1 - 0.25 * rounded),
-        "dna": np.exp(0.18 * normal[4]),
-        "protein": np.exp(0.40 * normal[5]),
-        "mitochondria": np.exp(0.45 * normal[6]),
+        "dna": np.exp(0.15 * normal[4]),
+        "protein": np.exp(0.30 * normal[5]),
+        "mitochondria": np.exp(0.30 * normal[6]),
         "rounded": rounded,
         "pole": 2 * np.pi * uniform[1],
         "phase": 3 * uniform[2],
