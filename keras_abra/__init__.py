@@ -3,7 +3,17 @@
 from keras_abra import layers, losses
 from keras_abra.backbone_cut import cut_backbone, valid_cuts
 from keras_abra.models import ABRAModel
+from keras_abra.neck import embedding_neck
 from keras_abra.non_finite_loss import NonFiniteLossError
 from keras_abra.version import __version__
 
-__all__ = ["ABRAModel", "NonFiniteLossError", "__version__", "cut_backbone", "layers", "losses", "valid_cuts"]
+__all__ = [
+    "ABRAModel",
+    "NonFiniteLossError",
+    "__version__",
+    "cut_backbone",
+    "embedding_neck",
+    "layers",
+    "losses",
+    "valid_cuts",
+]

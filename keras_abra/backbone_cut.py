@@ -28,16 +28,20 @@ def cut_backbone(backbone, after):
         if name in cuts:
             continue
         known = name in [layer.name for layer in backbone.layers]
-        why = "paths lead around it, or its output is not one feature map" if known else "the backbone has no such layer"
+        why = (
+            "paths lead around it, or its output is not one feature map" if known else "the backbone has no such layer"
+        )
         raise ValueError(
-            f"Cannot cut `{backbone.name}` after {name!r}: {why}. Expected names of layers that every path from image to "
-            f"output goes through, with one output of rank 4. Valid here: {', '.join(cuts) or 'none'}."
+            f"Cannot cut `{backbone.name}` after {name!r}: {why}. Expected names of layers that every path from image "
+            f"to output goes through, with one output of rank 4. Valid here: {', '.join(cuts) or 'none'}."
         )
     if len(set(after)) != len(after):
         raise ValueError(f"Each cut may be named once. Received: {after}")
     tensors = [tensor for name, tensor in cuts.items() if name in after]
     starts, ends = [backbone.inputs[0], *tensors], [*tensors, backbone.outputs[0]]
-    return [_part(start, end, f"{backbone.name}_part{i}") for i, (start, end) in enumerate(zip(starts, ends, strict=True))]
+    return [
+        _part(start, end, f"{backbone.name}_part{i}") for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
 
 
 def valid_cuts(backbone):
@@ -82,7 +86,7 @@ def _node(tensor):
 
 
 def _cuts(backbone):
-    """Names and tensors through which every path goes: paths to it, times paths from it, are all the paths there are."""
+    """Names and tensors that every path goes through: paths to it times paths from it are all the paths there are."""
     _check(backbone)
     source, target = backbone.inputs[0], backbone.outputs[0]
     order, parents = [], {}

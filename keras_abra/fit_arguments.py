@@ -1,4 +1,5 @@
-"""What `ABRAModel.fit` looks at before Keras does: the number of steps, labels and ids. Everything here runs on the host."""
+"""What `ABRAModel.fit` looks at before Keras does: the number of steps, labels and ids. Everything here runs on the
+host."""
 
 import contextlib
 import inspect
@@ -100,8 +101,8 @@ def _steps(arguments):
 def _check_batches(samples, batch_size):
     if batch_size == 1 or samples % batch_size == 1:
         raise ValueError(
-            f"A training batch of one sample has no spread and no batch statistics. Received: {samples} samples in batches of "
-            f"{batch_size}, which leaves one alone. Choose another batch_size, or leave a sample out."
+            f"A training batch of one sample has no spread and no batch statistics. Received: {samples} samples "
+            f"in batches of {batch_size}, which leaves one alone. Choose another batch_size, or leave a sample out."
         )
 
 
@@ -143,7 +144,7 @@ def _checked(tf, batch, limits, training):
         wrong = tf.boolean_mask(ids, (ids < 0) | (ids >= limit))
         checks.append(tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [tf.strings.join([message, _text(tf, wrong)])]))
     if training:
-        message = f"{_MARK}A training batch of one sample has no spread and no batch statistics. Use batch(..., drop_remainder=True)"
+        message = f"{_MARK}A training batch of one sample has no spread. Use batch(..., drop_remainder=True)"
         checks.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [message]))
     with tf.control_dependencies(checks):
         return tf.nest.map_structure(tf.identity, batch)

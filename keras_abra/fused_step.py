@@ -1,9 +1,10 @@
 """One ABRA training step: gradients, new state and logs, the same on every backend.
 
-The clean pass takes zero offsets *as an input that gradients flow to*. Its one backward pass gives the weights' gradient
-(kept for the update), the first ascent direction, and the gradient at the output z of the part before the first perturbed
-stage. The perturbed pass starts at z, and the first part is differentiated once, with the sum of both gradients at z: K = 1
-costs 1 + f training steps, f being the share of the compute behind the first perturbed stage; every further ascent step 2f/3.
+The clean pass takes zero offsets *as an input that gradients flow to*. Its one backward pass gives the weights'
+gradient (kept for the update), the first ascent direction, and the gradient at the output z of the part before the
+first perturbed stage. The perturbed pass starts at z, and the first part is differentiated once, with the sum of both
+gradients at z: K = 1 costs 1 + f training steps, f being the share of the compute behind the first perturbed stage;
+every further ascent step 2f/3.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from keras_abra.losses import softmax_cross_entropy
 
 
 class StepResult(NamedTuple):
-    """What one step computed: `gradients` of the trainable variables (times the loss scale), `state`, the new values of the
-    non-trainable variables, `losses`, a dict of global scalars, and the margin-free `logits` `(batch, classes)`."""
+    """What one step computed: `gradients` of the trainable variables (times the loss scale), `state`, the new values of
+    the non-trainable variables, `losses`, a dict of global scalars, and the margin-free `logits` `(batch, classes)`."""
 
     gradients: list
     state: list
@@ -53,7 +54,9 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
 
     def head(features):
         embedding, cosine = model.embed_features(features, training=True)
-        margin_loss = mean(softmax_cross_entropy(labels, loss.margin_logits(labels, cosine, model.ramp.margin_factor())))
+        margin_loss = mean(
+            softmax_cross_entropy(labels, loss.margin_logits(labels, cosine, model.ramp.margin_factor()))
+        )
         return margin_loss, cosine * loss.scale, embedding
 
     def prefix(trainable):
@@ -77,7 +80,9 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
 
     # Clean: zero offsets as an input. The only pass whose state is kept.
     def clean(trainable, z, offsets):
-        margin_loss, penalties, logits, embedding, statistics, new_state = suffix(trainable, z[0], offsets, before_suffix)
+        margin_loss, penalties, logits, embedding, statistics, new_state = suffix(
+            trainable, z[0], offsets, before_suffix
+        )
         return (margin_loss + penalties, logits, embedding), (margin_loss, penalties, statistics, new_state)
 
     zeros = [ops.zeros((batch, 2 * stage.channels), "float32") for stage in stages]
@@ -169,7 +174,7 @@ def _stateless(model, function, trainable, state):
 
 
 def _weighted_mean(batch, sample_weight):
-    """Sum over this replica's samples over the global number of samples: gradients summed over replicas are those of the mean."""
+    """This replica's sum over the global number of samples: gradients summed over replicas are those of the mean."""
     count = backend.global_sum(ops.cast(batch, "float32"))
     weight = None if sample_weight is None else ops.reshape(ops.cast(sample_weight, "float32"), (batch,))
 

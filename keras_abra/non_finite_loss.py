@@ -8,16 +8,16 @@ class NonFiniteLossError(FloatingPointError):
 
     Attributes:
         epoch: epoch, from 0, as `fit` counts.
-        step: last step of the epoch, from 0, that had been run. With `steps_per_execution` > 1 the fault may lie up to that
-            many steps before.
+        step: last step of the epoch, from 0, that had been run. With `steps_per_execution` > 1 the fault may lie up to
+            that many steps before.
     """
 
     def __init__(self, epoch, step, value):
         self.epoch, self.step = epoch, step
         super().__init__(
-            f"The training loss became {value} in epoch {epoch}, step {step} (both from 0); training was stopped and the weights "
-            "are not to be used. Usual causes: a label outside [0, num_classes), images that are not standardized or hold NaN, "
-            "a learning rate that is too high, a margin or scale too large for the warm-up."
+            f"The training loss became {value} in epoch {epoch}, step {step} (both from 0); training was stopped "
+            "and the weights are not to be used. Usual causes: a label outside [0, num_classes), images that are not "
+            "standardized or hold NaN, a learning rate that is too high, a margin or scale too large for the warm-up."
         )
 
 

@@ -13,7 +13,12 @@ class Ramp(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.progress = self.add_weight(
-            shape=(2,), initializer="zeros", dtype="float32", trainable=False, aggregation="only_first_replica", name="progress"
+            shape=(2,),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="progress",
         )
         self.built = True
 
@@ -30,7 +35,9 @@ class Ramp(keras.layers.Layer):
 
     def margin_factor(self):
         """Share of the whole margin, in [0, 1]."""
-        return ops.minimum(ops.where(self.progress[1] > 0, self.progress[0] / ops.maximum(self.progress[1], 1.0), 1.0), 1.0)
+        return ops.minimum(
+            ops.where(self.progress[1] > 0, self.progress[0] / ops.maximum(self.progress[1], 1.0), 1.0), 1.0
+        )
 
     def adversary_started(self):
         """1.0 once the ramp has ended, else 0.0."""

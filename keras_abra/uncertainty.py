@@ -1,8 +1,9 @@
 """How far, and along which directions, feature statistics are uncertain. Pure functions, float32.
 
-A perturbation `d` of the statistics `(batch, 2 * channels)` is linear in its coordinates: `d = coordinates * spread` where
-every statistic moves by itself, `d = coordinates @ factors` where statistics move together. Each structure has the same
-measure, `size(d)^2 = sum((d / spread)^2)` over the statistics that vary at all, so that one radius means the same everywhere.
+A perturbation `d` of the statistics `(batch, 2 * channels)` is linear in its coordinates: `d = coordinates * spread`
+where every statistic moves by itself, `d = coordinates @ factors` where statistics move together. Each structure has
+the same measure, `size(d)^2 = sum((d / spread)^2)` over the statistics that vary at all, so that one radius means the
+same everywhere.
 """
 
 from typing import Any, NamedTuple

@@ -1,7 +1,7 @@
 """One ABRA step written out plainly: whole-network passes, one gradient call for each thing that is asked for.
 
-The rules are those of the fused step, the code is not: statistics, spreads, margin and sphere are written here again, the
-search is done in NumPy, and every pass starts at the image.
+The rules are those of the fused step, the code is not: statistics, spreads, margin and sphere are written here again,
+the search is done in NumPy, and every pass starts at the image.
 """
 
 import keras
@@ -47,7 +47,13 @@ class _Step:
             kernel = ops.convert_to_tensor(model.head.kernel)
             cosine = ops.matmul(unit, kernel / ops.sqrt(ops.sum(kernel**2, axis=0, keepdims=True)))
             penalty = sum(scope.losses)
-        return cosine, embedding, penalty, statistics, [scope.get_current_value(v) for v in model.non_trainable_variables]
+        return (
+            cosine,
+            embedding,
+            penalty,
+            statistics,
+            [scope.get_current_value(v) for v in model.non_trainable_variables],
+        )
 
     def margin_loss(self, cosine):
         """ArcFace by its angle: cos(theta + m)."""
@@ -61,7 +67,10 @@ class _Step:
 
     def divergence(self, clean, perturbed):
         """Symmetric KL of the margin-free softmax."""
-        p, q = ops.softmax(self.model.loss_function.scale * clean), ops.softmax(self.model.loss_function.scale * perturbed)
+        p, q = (
+            ops.softmax(self.model.loss_function.scale * clean),
+            ops.softmax(self.model.loss_function.scale * perturbed),
+        )
         both = ops.sum(p * ops.log(p / q), axis=1) + ops.sum(q * ops.log(q / p), axis=1)
         return ops.sum(0.5 * both * self.weight) / len(self.y)
 
@@ -118,7 +127,9 @@ class _Step:
 
         eta = template.step_size * (self.steps >= self.length) * (-1 if self.mutant == "ascent sign" else 1)
         for k in range(template.steps):
-            start = [np.zeros_like(p) for p in points] if k == 0 else [p * a for p, a in zip(points, active, strict=True)]
+            start = (
+                [np.zeros_like(p) for p in points] if k == 0 else [p * a for p, a in zip(points, active, strict=True)]
+            )
             slopes = gradients(searched, [np.float32(p) for p in start])
             for i, (g, space, length) in enumerate(zip(slopes, spaces, lengths, strict=True)):
                 norm = size(g.astype("float64"), space)
@@ -142,7 +153,10 @@ class _Step:
         values = [float(v) for v in total([ops.convert_to_tensor(v) for v in self.trainable], parts=True)]
         if self.mutant == "batch norm twice":
             moved = self.forward(self.trainable, worst, state)[4]
-            state = [b if "moving" in v.path else a for v, a, b in zip(model.non_trainable_variables, state, moved, strict=True)]
+            state = [
+                b if "moving" in v.path else a
+                for v, a, b in zip(model.non_trainable_variables, state, moved, strict=True)
+            ]
         losses = dict(zip(("loss", "clean_loss", "perturbed_loss", "alignment"), values, strict=True))
         losses["gain"] = losses["perturbed_loss"] - losses["clean_loss"]
         slopes = gradients(total, self.trainable)

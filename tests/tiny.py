@@ -33,7 +33,9 @@ def tiny_backbone(dropout=0.2, regularizer=1e-2):
 def tiny_model(structure="diagonal", steps=1, perturb_after=("stem",), backbone=None, layer=None, **kwargs):
     """An `ABRAModel` that starts at full margin and adversary."""
     extra = {"num_experiments": EXPERIMENTS} if structure == "domain" else {}
-    uncertainty = FeatureStatisticsUncertainty(structure, steps=steps, seed=7, **{"radius": 0.2, **extra, **(layer or {})})
+    uncertainty = FeatureStatisticsUncertainty(
+        structure, steps=steps, seed=7, **{"radius": 0.2, **extra, **(layer or {})}
+    )
     defaults = {"loss": ArcFace(0.3, 4.0), "embedding_dim": 6, "perturbed_weight": 0.7, "warmup": 0}
     keras.utils.set_random_seed(3)
     return ABRAModel(
@@ -45,5 +47,10 @@ def tiny_batch(batch=BATCH, seed=0):
     """`({"image", "experiment"}, labels)` as NumPy arrays; experiments differ in their channel statistics."""
     random = np.random.default_rng(seed)
     experiment = (np.arange(batch) % EXPERIMENTS).astype("int32")
-    image = random.normal(size=(batch, 8, 8, 2)) * (1 + 0.4 * experiment)[:, None, None, None] + experiment[:, None, None, None]
-    return {"image": image.astype("float32"), "experiment": experiment}, random.integers(0, CLASSES, batch).astype("int32")
+    image = (
+        random.normal(size=(batch, 8, 8, 2)) * (1 + 0.4 * experiment)[:, None, None, None]
+        + experiment[:, None, None, None]
+    )
+    return {"image": image.astype("float32"), "experiment": experiment}, random.integers(0, CLASSES, batch).astype(
+        "int32"
+    )

@@ -13,6 +13,8 @@ match keras.backend.backend():
     case "torch":
         from keras_abra.backend.torch import Trainer, fold_in_replica, global_rows, global_sum, linearize, replicas
     case other:
-        raise ImportError(f"keras_abra runs on the backends tensorflow, jax and torch. Received: KERAS_BACKEND={other!r}")
+        raise ImportError(
+            f"keras_abra runs on the backends tensorflow, jax and torch. Received: KERAS_BACKEND={other!r}"
+        )
 
 __all__ = ["Trainer", "fold_in_replica", "global_rows", "global_sum", "linearize", "replicas"]

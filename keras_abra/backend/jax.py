@@ -12,7 +12,9 @@ def linearize(function, primals, keep=False):
 
     def pullback(cotangents, wrt):
         pairs = zip(outputs, cotangents, strict=True)
-        gradients = vjp(tuple(jnp.zeros_like(output) if ct is None else ct.astype(output.dtype) for output, ct in pairs))
+        gradients = vjp(
+            tuple(jnp.zeros_like(output) if ct is None else ct.astype(output.dtype) for output, ct in pairs)
+        )
         return [gradients[i] for i in wrt]
 
     return outputs, aux, pullback

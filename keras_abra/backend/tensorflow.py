@@ -13,8 +13,8 @@ def linearize(function, primals, keep=False):
         keep: whether `pullback` will be called more than once.
 
     Returns:
-        `(outputs, aux, pullback)`; `pullback(cotangents, wrt)` takes one cotangent (or None) per output and gives, for each
-        position of `primals` in `wrt`, the list of gradients (None where an output does not depend on it).
+        `(outputs, aux, pullback)`; `pullback(cotangents, wrt)` takes one cotangent (or None) per output and gives, for
+        each position of `primals` in `wrt`, the list of gradients (None where an output does not depend on it).
     """
     with tf.GradientTape(persistent=keep, watch_accessed_variables=False) as tape:
         tape.watch(primals)

@@ -20,34 +20,37 @@ class ReplicaSeedGenerator(keras.random.SeedGenerator):
 class FeatureStatisticsUncertainty(keras.layers.Layer):
     """Perturbs the channel statistics of a feature map within their uncertainty, in training.
 
-    What differs between experiments of a screen, once content is set aside, is to a good part the mean and standard deviation
-    of feature channels. The layer treats both as uncertain and moves them. Inside an `ABRAModel` it says where the worst case
-    is searched; by itself, in any model, it draws at random.
+    What differs between experiments of a screen, once content is set aside, is to a good part the mean and standard
+    deviation of feature channels. The layer treats both as uncertain and moves them. Inside an `ABRAModel` it says
+    where the worst case is searched; by itself, in any model, it draws at random.
 
-    With `mu`, `sigma` the statistics of a sample, `d = (d_mu, d_sigma)` linear in coordinates `eps`, and `S` the spread of
-    each statistic: `outputs = (inputs - mu) / sigma * clip(sigma + d_sigma, 0.1 sigma, 10 sigma) + mu + d_mu`. The coordinates
-    start standard normal and are rescaled, per sample, to `sqrt(sum((d / S)^2)) = radius * sqrt(n)`, n statistics that vary.
-    Structures:
+    With `mu`, `sigma` the statistics of a sample, `d = (d_mu, d_sigma)` linear in coordinates `eps`, and `S` the spread
+    of each statistic: `outputs = (inputs - mu) / sigma * clip(sigma + d_sigma, 0.1 sigma, 10 sigma) + mu + d_mu`. The
+    coordinates start standard normal and are rescaled, per sample, to `sqrt(sum((d / S)^2)) = radius * sqrt(n)`, n
+    statistics that vary. Structures:
 
     - `"diagonal"`: `d = S * eps`, `S` the standard deviation over the mini-batch;
     - `"low_rank"`: `d = eps @ M`, `M` the centred statistics of the mini-batch over `sqrt(batch - 1)`: their empirical
       covariance across channels and between means and deviations;
-    - `"domain"`: the same with running means of each *experiment's* statistics: the directions in which experiments differ.
+    - `"domain"`: the same with running means of each *experiment's* statistics: the directions in which experiments
+      differ.
 
-    Statistics are computed in float32 under every dtype policy. Spreads are constants to the gradient. Without training, or
-    with a mini-batch of one sample, the layer is the identity.
+    Statistics are computed in float32 under every dtype policy. Spreads are constants to the gradient. Without
+    training, or with a mini-batch of one sample, the layer is the identity.
 
     DSU (Li et al., "Uncertainty Modeling for Out-of-Distribution Generalization", ICLR 2022) is
     `FeatureStatisticsUncertainty(radius=None, probability=0.5)` after several stages of a network.
 
     Args:
         structure: `"diagonal"` (default), `"low_rank"` or `"domain"`.
-        radius: rho > 0, length of a perturbation; 1 is the expected length of a standard normal draw. `None`: the normal draw
-            itself, with gradients through the spread, as in DSU; for use of the layer by itself. Default 0.5.
-        probability: in (0, 1], chance that the stage is perturbed in a step (all samples or none). Default 1; DSU's is 0.5.
-        steps: K >= 0, ascent steps of `ABRAModel`'s search; 0 keeps the random draw. The layer by itself takes none. With f the
-            share of the network's compute behind the first perturbed stage, K = 0 and K = 1 cost a step 1 + f, each further
-            step 2f/3. Default 1.
+        radius: rho > 0, length of a perturbation; 1 is the expected length of a standard normal draw. `None`: the
+            normal draw itself, with gradients through the spread, as in DSU; for use of the layer by itself. Default
+            0.5.
+        probability: in (0, 1], chance that the stage is perturbed in a step (all samples or none). Default 1; DSU's is
+            0.5.
+        steps: K >= 0, ascent steps of `ABRAModel`'s search; 0 keeps the random draw. The layer by itself takes none.
+            With f the share of the network's compute behind the first perturbed stage, K = 0 and K = 1 cost a step
+            1 + f, each further step 2f/3. Default 1.
         step_size: eta >= 0, length of an ascent step in radii. Default 0.5.
         num_experiments: number of experiments, for `"domain"` only; ids are `0 .. num_experiments - 1`.
         experiment_groups: optional list of `num_experiments` integers, the group (cell type) of each experiment, for
@@ -64,7 +67,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         That of the input.
 
     Raises:
-        ValueError: for an argument outside its range, inputs that are not of rank 4, or experiment ids that are missing.
+        ValueError: for an argument outside its range, inputs that are not of rank 4, or experiment ids that are
+            missing.
 
     Example:
 
@@ -144,7 +148,9 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         self._check_experiment(experiment)
         groups = self.experiment_groups or [0] * self.num_experiments
         one_hot = ops.one_hot(ops.convert_to_tensor(groups, "int32"), max(groups) + 1, dtype="float32")
-        return uncertainty.domain(ops.convert_to_tensor(self.experiment_means), ops.convert_to_tensor(self.experiments_seen), one_hot)
+        return uncertainty.domain(
+            ops.convert_to_tensor(self.experiment_means), ops.convert_to_tensor(self.experiments_seen), one_hot
+        )
 
     def draw(self, uncertain, batch):
         """Random coordinates for each of `batch` samples, rescaled to the radius (not if that is None)."""
@@ -182,8 +188,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
     def _check_experiment(self, experiment):
         if experiment is None:
             raise ValueError(
-                f"`{self.name}` has structure 'domain' and needs experiment ids in training. Expected: int (batch,), given to "
-                "ABRAModel as {'image': ..., 'experiment': ...}. Received: None"
+                f"`{self.name}` has structure 'domain' and needs experiment ids in training. Expected: int (batch,), "
+                "given to ABRAModel as {'image': ..., 'experiment': ...}. Received: None"
             )
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
@@ -216,8 +222,11 @@ def _check_experiments(structure, num_experiments, groups):
             )
         return
     if not (isinstance(num_experiments, int) and num_experiments >= 1):
-        raise ValueError(f"Structure 'domain' needs `num_experiments`, an integer of at least 1. Received: {num_experiments!r}")
+        raise ValueError(
+            f"Structure 'domain' needs `num_experiments`, an integer of at least 1. Received: {num_experiments!r}"
+        )
     if groups is not None and (len(groups) != num_experiments or min(groups) < 0):
         raise ValueError(
-            f"`experiment_groups` must give one group number >= 0 for each of the {num_experiments} experiments. Received: {groups}"
+            f"`experiment_groups` must give one group number >= 0 for each of the {num_experiments} experiments. "
+            f"Received: {groups}"
         )

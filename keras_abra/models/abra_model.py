@@ -9,6 +9,7 @@ from keras_abra.feature_statistics import shift_statistics
 from keras_abra.fused_step import fused_step
 from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, CosFace, DistributionAlignment, softmax_cross_entropy
+from keras_abra.neck import embedding_neck
 from keras_abra.ramp import Ramp
 
 LOGS = ("clean_loss", "perturbed_loss", "alignment", "gain")
@@ -19,9 +20,10 @@ class ABRAModel(backend.Trainer, keras.Model):
     """Image classifier trained against worst-case shifts of its feature statistics (ABRA).
 
     For models that must name a treatment in experiments they have never seen. Every training step perturbs the channel
-    statistics of the feature maps after `perturb_after`, within their uncertainty and in the direction that raises the loss,
-    and minimizes `clean + perturbed_weight * perturbed + alignment.weight * D(clean, perturbed)`, the first two being
-    cross-entropies of cosines with an angular margin. Without `perturb_after` there is one branch: the margin loss alone.
+    statistics of the feature maps after `perturb_after`, within their uncertainty and in the direction that raises the
+    loss, and minimizes `clean + perturbed_weight * perturbed + alignment.weight * D(clean, perturbed)`, the first two
+    being cross-entropies of cosines with an angular margin. Without `perturb_after` there is one branch: the margin
+    loss alone.
 
     The step is fused: with f the share of the compute behind the first perturbed stage it costs 1 + f ordinary steps.
     `evaluate` and `predict` are those of the plain network: no perturbation, no experiment ids, no margin.
@@ -33,29 +35,30 @@ class ABRAModel(backend.Trainer, keras.Model):
             layers are shared, not copied.
         num_classes: integer of at least 2.
         perturb_after: names of backbone layers whose output is perturbed; every path must go through each.
-        embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the pooled
-            features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition.
-        uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5, one ascent
-            step of 0.5 (provisional).
+        embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the
+            pooled features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition.
+        uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5, one
+            ascent step of 0.5 (provisional).
         loss: `ArcFace` (default, margin 0.5 radians, scale 30) or `CosFace`.
         alignment: a `DistributionAlignment`. Default: symmetric KL, weight 1.
         perturbed_weight: >= 0, weight of the perturbed branch's loss. Default 1.
         warmup: length of the ramp over which the margin grows from 0, and after which the adversary starts: a number of
             optimizer steps (int), or a share of all steps of `fit` (float in [0, 1)). Default 0.1. `train_on_batch`
-            knows no number of all steps and takes a float as no ramp. The ramp is a weight of the model: it is saved, and a
-            later `fit` does not start it anew.
+            knows no number of all steps and takes a float as no ramp. The ramp is a weight of the model: it is saved,
+            and a later `fit` does not start it anew.
         class_names: optional names of the classes, saved with the model.
         **kwargs: as for `keras.Model`.
 
     Call arguments:
-        inputs: images, float or uint8 `(batch, height, width, channels)`, or `{"image": ..., "experiment": int (batch,)}`.
+        inputs: images, float or uint8 `(batch, height, width, channels)`, or `{"image": ..., "experiment": int
+            (batch,)}`.
 
     Returns:
         float32 logits `(batch, num_classes)`: scale * cosine. Labels in `fit` and `evaluate` are integers `(batch,)`.
 
     Raises:
-        ValueError: for a backbone that is not Functional, a cut that is not valid (the valid ones are listed), arguments or
-            inputs of the wrong kind or range.
+        ValueError: for a backbone that is not Functional, a cut that is not valid (the valid ones are listed),
+            arguments or inputs of the wrong kind or range.
 
     Example:
 
@@ -104,7 +107,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         rank = len(backbone.outputs[0].shape)
         self.pooling = keras.layers.GlobalAveragePooling2D(name="pooling") if rank == 4 else None
         features = int(backbone.outputs[0].shape[-1])
-        self.neck = None if embedding_dim is None else _neck(features, embedding_dim)
+        self.neck = None if embedding_dim is None else embedding_neck(features, embedding_dim)
         self.head = CosineHead(num_classes, name="head")
         self.head.build((None, embedding_dim or features))
         self.stages = [_stage(self.uncertainty, i, part.outputs[0].shape) for i, part in enumerate(parts[:-1])]
@@ -152,12 +155,19 @@ class ABRAModel(backend.Trainer, keras.Model):
         image, experiment = inputs, None
         if isinstance(inputs, dict):
             if "image" not in inputs:
-                raise ValueError(f"A dict of inputs needs the key 'image' (and may have 'experiment'). Received: {sorted(inputs)}")
+                raise ValueError(
+                    f"A dict of inputs needs the key 'image' (and may have 'experiment'). Received: {sorted(inputs)}"
+                )
             image, experiment = inputs["image"], inputs.get("experiment")
         expected, shape = tuple(self.backbone.inputs[0].shape), tuple(image.shape)
-        fits = len(shape) == 4 and all(e is None or s is None or e == s for e, s in zip(expected[1:], shape[1:], strict=True))
+        fits = len(shape) == 4 and all(
+            e is None or s is None or e == s for e, s in zip(expected[1:], shape[1:], strict=True)
+        )
         if not fits:
-            raise ValueError(f"Images must have the backbone's shape (batch, height, width, channels) = {expected}. Received: {shape}")
+            raise ValueError(
+                f"Images must have the backbone's shape (batch, height, width, channels) = {expected}. "
+                f"Received: {shape}"
+            )
         dtype = keras.backend.standardize_dtype(image.dtype)
         if "float" not in dtype and dtype != "uint8":
             raise ValueError(f"Images must be float (standardized) or uint8. Received: dtype {dtype}")
@@ -211,18 +221,21 @@ class ABRAModel(backend.Trainer, keras.Model):
             self._evaluating = before
 
     def compile(self, optimizer="rmsprop", loss=None, jit_compile="auto", **kwargs):
-        """As `keras.Model.compile`, but the loss is an argument of the model itself, so that it is saved and tuned with it.
+        """As `keras.Model.compile`, but the loss is an argument of the model itself, so that it is saved and tuned with
+        it.
 
         Raises:
             ValueError: if a loss is given, or `jit_compile=True` under a TensorFlow distribution strategy.
         """
         if loss is not None:
-            raise ValueError(f"The loss belongs to the model: ABRAModel(..., loss=ArcFace(...)). Received in compile: {loss!r}")
+            raise ValueError(
+                f"The loss belongs to the model: ABRAModel(..., loss=ArcFace(...)). Received in compile: {loss!r}"
+            )
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's
         if jit_compile is True and strategy is not None and strategy.num_replicas_in_sync > 1:
             raise ValueError(
-                "jit_compile=True does not work under a tf.distribute strategy (XLA cannot reach the replicas' variables). "
-                "Leave jit_compile at 'auto'."
+                "jit_compile=True does not work under a tf.distribute strategy (XLA cannot reach the replicas' "
+                "variables). Leave jit_compile at 'auto'."
             )
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         self._requested_jit_compile = jit_compile  # Keras keeps what "auto" came to, which another backend may not have
@@ -238,8 +251,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         """As `keras.Model.fit`. Checks labels and ids on the host, and stops at a loss that is not finite.
 
         Raises:
-            ValueError: for labels or experiment ids outside their range and for training batches of one sample, in arrays and
-                `tf.data` pipelines. (From other sources a label outside its range gives a loss of NaN.)
+            ValueError: for labels or experiment ids outside their range and for training batches of one sample, in
+                arrays and `tf.data` pipelines. (From other sources a label outside its range gives a loss of NaN.)
             NonFiniteLossError: naming epoch and step.
         """
         arguments = fit_arguments.bind(super().fit, args, kwargs)
@@ -271,19 +284,31 @@ class ABRAModel(backend.Trainer, keras.Model):
             if not isinstance(value, kind):
                 raise ValueError(f"`{name}` must be a keras_abra {kind}. Received: {value!r}")
         if self.uncertainty.radius is None:
-            raise ValueError("`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None")
+            raise ValueError(
+                "`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None"
+            )
         if embedding_dim is not None and not (isinstance(embedding_dim, int) and embedding_dim >= 1):
             raise ValueError(f"`embedding_dim` must be a positive integer or None. Received: {embedding_dim!r}")
         if not 0 <= perturbed_weight < float("inf"):
             raise ValueError(f"`perturbed_weight` must be a number of at least 0. Received: {perturbed_weight!r}")
         whole = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
         if not (whole or (isinstance(warmup, float) and 0 <= warmup < 1)):
-            raise ValueError(f"`warmup` must be a number of steps (int >= 0) or a share of all steps (float in [0, 1)). Received: {warmup!r}")
+            raise ValueError(
+                f"`warmup` must be a number of steps (int >= 0) or a share of all steps (float in [0, 1)). "
+                f"Received: {warmup!r}"
+            )
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"`class_names` must name each of the {num_classes} classes. Received: {len(class_names)} names")
+            raise ValueError(
+                f"`class_names` must name each of the {num_classes} classes. Received: {len(class_names)} names"
+            )
 
     def get_config(self):
-        objects = {"backbone": self.backbone, "uncertainty": self.uncertainty, "loss": self.loss_function, "alignment": self.alignment}
+        objects = {
+            "backbone": self.backbone,
+            "uncertainty": self.uncertainty,
+            "loss": self.loss_function,
+            "alignment": self.alignment,
+        }
         return {
             **super().get_config(),
             **{name: keras.saving.serialize_keras_object(value) for name, value in objects.items()},
@@ -303,7 +328,8 @@ class ABRAModel(backend.Trainer, keras.Model):
 
 
 class _Untracked:
-    """Keeps layers out of Keras's list of sublayers: parts that share the backbone's layers, and the stages' template."""
+    """Keeps layers out of Keras's list of sublayers: parts that share the backbone's layers, and the stages'
+    template."""
 
     def __init__(self, value):
         self.value = value
@@ -327,19 +353,6 @@ class _Embedder(keras.Model):
         image, _ = self.model.unpack_inputs(inputs)
         embedding, _ = self.model.embed_features(self.model.backbone(image, training=False), training=False)
         return ops.normalize(embedding, axis=-1)
-
-
-def _neck(features, embedding_dim):
-    neck = keras.Sequential(
-        [
-            keras.layers.BatchNormalization(name="neck_bn1"),
-            keras.layers.Dense(embedding_dim, use_bias=False, name="neck_dense"),
-            keras.layers.BatchNormalization(name="neck_bn2"),
-        ],
-        name="neck",
-    )
-    neck.build((None, features))
-    return neck
 
 
 def _stage(template, index, shape):

@@ -197,6 +197,7 @@ def test_without_radius_it_is_dsu():
     gamma = np.clip(gamma, 0.1 * sigma, 10 * sigma)
     expected = (x - mu[:, None, None]) / sigma[:, None, None] * gamma[:, None, None] + beta[:, None, None]
     np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(x, training=True)), expected, rtol=1e-3, atol=1e-4)
+
     # What one sample is given moves the others through the spread; a fixed radius keeps samples apart.
     def through_others(radius):
         layer = built(radius=radius)
@@ -243,7 +244,10 @@ def test_statistics_are_float32_under_mixed_precision(policy):
         ({"step_size": -0.1}, "`step_size` must be a number"),
         ({"structure": "domain"}, "needs `num_experiments`"),
         ({"num_experiments": 3}, "belong to structure 'domain'"),
-        ({"structure": "domain", "num_experiments": 3, "experiment_groups": [0, 1]}, "one group number >= 0 for each of the 3"),
+        (
+            {"structure": "domain", "num_experiments": 3, "experiment_groups": [0, 1]},
+            "one group number >= 0 for each of the 3",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

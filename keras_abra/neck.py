@@ -1,0 +1,27 @@
+import keras
+
+
+def embedding_neck(features, embedding_dim):
+    """BatchNormalization-Dense-BatchNormalization from pooled features to the embedding, as RxRx1 practice has it.
+
+    The Dense layer has no bias, which the normalization behind it would cancel; the moving statistics have momentum
+    0.9, that of the PyTorch networks the practice comes from (0.1 there). Source: first place of RxRx1's Kaggle
+    competition (kaggle-rcic-1st: BN-FC-ReLU-BN-FC-BN, 1,024).
+
+    Args:
+        features: size of the pooled features.
+        embedding_dim: size of the embedding.
+
+    Returns:
+        A built `keras.Sequential`, `(batch, features)` to `(batch, embedding_dim)`.
+    """
+    neck = keras.Sequential(
+        [
+            keras.layers.BatchNormalization(momentum=0.9, name="neck_norm1"),
+            keras.layers.Dense(embedding_dim, use_bias=False, name="neck_dense"),
+            keras.layers.BatchNormalization(momentum=0.9, name="neck_norm2"),
+        ],
+        name="neck",
+    )
+    neck.build((None, features))
+    return neck

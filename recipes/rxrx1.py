@@ -1,0 +1,291 @@
+"""Train on some experiments of a cellular screen, name the siRNA in experiments never seen.
+
+    python recipes/rxrx1.py                                     # embedded synthetic screen, minutes on two CPU cores
+    python recipes/rxrx1.py --data RXRX1 --records RECORDS      # the real screen: 125,510 sites, 46 GB, GPUs wanted
+
+Without arguments: writes the embedded screen, builds TFRecords, trains ABRA with `model.fit`, chooses the epoch by
+accuracy on the validation experiments, scores the test experiments once, prints a table. `--method erm | arcface | dsu`
+trains the same backbone and neck without the adversary. With several GPUs and TensorFlow it trains under
+MirroredStrategy by itself.
+
+Output folder: `model.keras`, `history.csv`, `predictions.csv` and, written last, `metrics.json`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pandas as pd
+import tensorflow as tf
+from backbones import tiny_resnet
+from scores import predictions_table, print_scores, score
+
+from keras_abra import ABRAModel, NonFiniteLossError, cut_backbone, embedding_neck, valid_cuts
+from keras_abra.layers import FeatureStatisticsUncertainty
+from keras_abra.losses import ArcFace
+from tfrecords import (
+    build_records,
+    class_names,
+    list_sites,
+    read_manifest,
+    read_records,
+    site_ids_of_step,
+    write_screen,
+)
+
+# The embedded screen: learning rate, decay, epochs and batch are those chosen for ERM before ABRA was run on it
+# (recipes/results/screen_acceptance.md); margin and scale were chosen on its validation experiments.
+EMBEDDED = {
+    "backbone": "tiny_resnet",
+    "image_size": None,
+    "epochs": 40,
+    "batch_size": 32,
+    "learning_rate": 1e-2,
+    "weight_decay": 0.5,
+    "warmup_steps": 0.05,
+    "embedding_dim": 128,
+    "margin": 0.2,
+    "scale": 12.0,
+}
+# The real screen: RxRx1-WILDS's published training (Koh et al. 2021; p-lambda/wilds, examples/configs/datasets.py):
+# ResNet-50, # 256 px, batch 72, Adam 1e-3, weight decay 1e-5 (coupled there, decoupled here), 5,415 steps of warm-up,
+# cosine, 90 epochs; all # six channels. Neck 1,024, margin 0.5 and scale 30: first place of the Kaggle competition.
+REAL = {
+    "backbone": "ResNet50",
+    "image_size": 256,
+    "epochs": 90,
+    "batch_size": 72,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-5,
+    "warmup_steps": 5415,
+    "embedding_dim": 1024,
+    "margin": 0.5,
+    "scale": 30.0,
+}
+# Where ABRA perturbs (early: perturbing next to the head cost accuracy in prototypes), and where DSU does (all stages).
+PERTURB = {"tiny_resnet": ["stem", "stage1"], "ResNet50": ["conv2_block3_out", "conv3_block4_out"]}
+DSU = {
+    "tiny_resnet": ["stem", "stage1", "stage2", "stage3"],
+    "ResNet50": [
+        "conv1_relu",
+        "pool1_pool",
+        "conv2_block3_out",
+        "conv3_block4_out",
+        "conv4_block6_out",
+        "conv5_block3_out",
+    ],
+}
+
+
+def main(argv=None):
+    args = parse(argv)
+    output = make_output(args.output)
+    settings = dict(REAL if args.data else EMBEDDED)
+    settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
+    keras.utils.set_random_seed(args.seed)
+    if args.mixed_precision:
+        keras.config.set_dtype_policy("mixed_float16")
+
+    records = prepare_records(args, settings, output)
+    kinds = ("treatment",) if args.label == "sirna_id" else ("treatment", "control")
+    names = class_names(records, kinds)
+    splits = [s for s in ("id_test", "val", "test") if has_sites(records, s, kinds)]
+    options = {"batch_size": settings["batch_size"], "kinds": kinds}
+    train = read_records(records, "train", training=True, seed=args.seed, **options)
+    steps = int(train.cardinality())
+    shape = tuple(read_manifest(records)["image_shape"])
+    print(
+        f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}",
+        flush=True,
+    )
+
+    strategy = make_strategy()
+    with strategy.scope():
+        model = build_model(args.method, settings, args.perturb_after, shape, names)
+        model.compile(optimizer=make_optimizer(settings, steps), metrics=["accuracy"], **erm_loss(args.method))
+    fit(model, train, records, splits, options, settings["epochs"], output, args.seed)
+
+    metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
+    tables = []
+    for split in splits:
+        sites = list_sites(records, split, kinds)
+        logits = model.predict(read_records(records, split, **options), verbose=0)
+        tables.append(predictions_table(sites, split, logits, names))
+        metrics["splits"][split] = score(sites, logits)
+    write_results(output, tables, metrics)
+    print_scores(metrics)
+    print(f"Written to {output}")
+    return metrics
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="RxRx1 release or Kaggle folder (default: the embedded screen)")
+    parser.add_argument(
+        "--records", type=Path, help="folder of TFRecords to keep or reuse (default: in the output folder)"
+    )
+    parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1-0001 and so on, here)")
+    parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
+    parser.add_argument("--epochs", type=int, help="default: 40, or 90 with --data")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights, order and noise; the embedded screen stays the same"
+    )
+    parser.add_argument(
+        "--backbone", help="tiny_resnet or a model of keras.applications (default: tiny_resnet, ResNet50 with --data)"
+    )
+    parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="needed for backbones other than these two")
+    parser.add_argument("--image-size", type=int, help="pixels (default: as on disk, or 256 with --data)")
+    parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")
+    parser.add_argument(
+        "--label", default="sirna_id", help="column of the table that gives the classes (default: sirna_id)"
+    )
+    parser.add_argument("--mixed-precision", action="store_true", help="float16 where it is safe")
+    args = parser.parse_args(argv)
+    for name in ("epochs", "image_size", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
+    return args
+
+
+def make_output(folder):
+    if folder is not None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SystemExit(
+                f"--output {folder} is in use: expected a new or empty folder. Choose another, or remove it."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (runs / f"rxrx1-{number:04d}").mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return runs / f"rxrx1-{number:04d}"
+
+
+def prepare_records(args, settings, output):
+    records = args.records or output / "records"
+    if args.data is None and (records / "manifest.json").is_file():
+        return records
+    source = args.data
+    if source is None:
+        source = output / "screen"
+        write_screen(source)
+    build_records(source, records, image_size=settings["image_size"], label=args.label)
+    return records
+
+
+def has_sites(records, split, kinds):
+    try:
+        list_sites(records, split, kinds)
+    except ValueError as error:
+        print(f"Not scored: {error}")
+        return False
+    return True
+
+
+def make_strategy():
+    if keras.backend.backend() == "tensorflow" and len(tf.config.list_physical_devices("GPU")) > 1:
+        strategy = tf.distribute.MirroredStrategy()
+        print(f"MirroredStrategy on {strategy.num_replicas_in_sync} GPUs")
+        return strategy
+    return tf.distribute.get_strategy()
+
+
+def build_model(method, settings, perturb_after, shape, names):
+    backbone = make_backbone(settings["backbone"], shape)
+    stages = {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
+    stages = perturb_after or stages
+    if method in ("abra", "dsu") and not stages:
+        raise SystemExit(
+            f"--perturb-after is needed for {settings['backbone']}. Valid: {', '.join(valid_cuts(backbone))}"
+        )
+    if method == "erm":
+        x = keras.layers.GlobalAveragePooling2D()(backbone.output)
+        x = embedding_neck(x.shape[-1], settings["embedding_dim"])(x)
+        return keras.Model(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
+    if method == "dsu":
+        backbone = with_dsu(backbone, stages)
+    return ABRAModel(
+        backbone,
+        len(names),
+        perturb_after=stages if method == "abra" else (),
+        embedding_dim=settings["embedding_dim"],
+        loss=ArcFace(settings["margin"], settings["scale"]),
+        class_names=names,
+    )
+
+
+def make_backbone(name, shape):
+    if name == "tiny_resnet":
+        return tiny_resnet(shape)
+    if not hasattr(keras.applications, name):
+        raise SystemExit(f"--backbone {name} is neither tiny_resnet nor a model of keras.applications")
+    return getattr(keras.applications, name)(include_top=False, weights=None, input_shape=shape)
+
+
+def with_dsu(backbone, stages):
+    """DSU (Li et al., ICLR 2022): random, after every stage, each with probability one half."""
+    first, *rest = cut_backbone(backbone, stages)
+    x = first(backbone.input)
+    for part in rest:
+        x = part(FeatureStatisticsUncertainty(radius=None, probability=0.5)(x))
+    return keras.Model(backbone.input, x)
+
+
+def erm_loss(method):
+    return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)} if method == "erm" else {}
+
+
+def make_optimizer(settings, steps):
+    total, warmup = steps * settings["epochs"], settings["warmup_steps"]
+    warmup = int(warmup * total) if isinstance(warmup, float) else min(warmup, total // 10)  # of a short run: a tenth
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(total - warmup, 1), warmup_target=settings["learning_rate"], warmup_steps=warmup
+    )
+    return keras.optimizers.AdamW(rate, weight_decay=settings["weight_decay"])
+
+
+def fit(model, train, records, splits, options, epochs, output, seed):
+    """Trains, and leaves the model with the weights of the epoch that was best on the validation experiments."""
+    callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
+    validation = None
+    if "val" in splits:
+        validation = read_records(records, "val", **options)
+        weights = output / "best.weights.h5"
+        callbacks.append(
+            keras.callbacks.ModelCheckpoint(weights, "val_accuracy", save_best_only=True, save_weights_only=True)
+        )
+    verbose = 1 if sys.stdout.isatty() else 2
+    if not isinstance(model, ABRAModel):
+        callbacks.append(keras.callbacks.TerminateOnNaN())
+    try:
+        model.fit(train, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False)
+    except NonFiniteLossError as error:
+        where = {"batch_size": options["batch_size"], "kinds": options["kinds"], "seed": seed}
+        sites = site_ids_of_step(records, "train", epoch=error.epoch, step=error.step, **where)
+        raise SystemExit(f"{error}\nSites of that step: {', '.join(sites)}") from error
+    if validation is not None:
+        model.load_weights(weights)
+        weights.unlink()
+    model.save(output / "model.keras")
+
+
+def write_results(output, tables, metrics):
+    pd.concat(tables or [pd.DataFrame()]).to_csv(output / "predictions.csv", index=False)
+    temporary = output / "metrics.json.tmp"
+    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    temporary.replace(output / "metrics.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What a model's logits say about each site, and how right they are."""
+
+import numpy as np
+import pandas as pd
+
+TOP = 5
+
+
+def predictions_table(sites, split, logits, names):
+    """One row a site: what it is, and the five most probable classes.
+
+    Args:
+        sites: table of `list_sites`, in the order of the logits.
+        split: name of the split.
+        logits: `(sites, classes)`.
+        names: name of each class.
+
+    Returns:
+        pandas.DataFrame with `site_id`, `split`, `experiment`, `cell_type`, `plate`, `well`, `site`, `sirna`,
+        `predicted_1` .. `predicted_5` and their `probability_1` .. `probability_5`.
+    """
+    probabilities = _softmax(logits)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    table = sites[["site_id", "experiment", "cell_type", "plate", "well", "site", "sirna"]].copy()
+    table.insert(1, "split", split)
+    names = np.asarray(names)
+    for rank in range(order.shape[1]):
+        table[f"predicted_{rank + 1}"] = names[order[:, rank]]
+        table[f"probability_{rank + 1}"] = np.take_along_axis(probabilities, order[:, rank : rank + 1], 1)[:, 0]
+    return table
+
+
+def score(sites, logits):
+    """Accuracy of a split, as fractions.
+
+    Args:
+        sites: table of `list_sites` with labels, in the order of the logits.
+        logits: `(sites, classes)`.
+
+    Returns:
+        dict: `accuracy` over sites, `well_accuracy` (probabilities averaged over the sites of a well), `count` of
+        sites, and `accuracy` and `count` for each `cell_type` and each `experiment`.
+    """
+    label = sites["label"].to_numpy("int64")
+    probabilities = _softmax(logits)
+    right = pd.Series(probabilities.argmax(1) == label, index=sites.index)
+    wells = pd.DataFrame(probabilities).groupby(sites["well_id"].to_numpy()).mean()
+    truth = pd.Series(label).groupby(sites["well_id"].to_numpy()).first()
+    result = {
+        "accuracy": float(right.mean()),
+        "well_accuracy": float((wells.to_numpy().argmax(1) == truth.to_numpy()).mean()),
+        "count": int(len(right)),
+    }
+    for key in ("cell_type", "experiment"):
+        groups = right.groupby(sites[key])
+        result[key] = {
+            name: {"accuracy": float(accuracy), "count": int(count)}
+            for (name, accuracy), count in zip(groups.mean().items(), groups.count(), strict=True)
+        }
+    return result
+
+
+def print_scores(metrics):
+    """Prints accuracy in percent, one row a split, one column a cell type."""
+    splits = metrics["splits"]
+    if not splits:
+        return
+    cell_types = sorted({name for split in splits.values() for name in split["cell_type"]})
+    print(f"\nAccuracy (%) of {metrics['method']}, seed {metrics['seed']}; test: experiments never seen, scored once")
+    print(f"{'split':8}{'sites':>8}{'accuracy':>10}{'by well':>9}" + "".join(f"{name:>8}" for name in cell_types))
+    for name, split in splits.items():
+        cells = [split["cell_type"].get(c, {"accuracy": float("nan")})["accuracy"] for c in cell_types]
+        figures = "".join(f"{100 * value:8.1f}" for value in cells)
+        print(f"{name:8}{split['count']:8d}{100 * split['accuracy']:10.1f}{100 * split['well_accuracy']:9.1f}{figures}")
+
+
+def _softmax(logits):
+    shifted = np.asarray(logits, "float64")
+    shifted = np.exp(shifted - shifted.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
