@@ -90,7 +90,7 @@ def build_records(source, dest, *, image_size=None, seed=0, strict=False, label=
             "cell_types": sorted(set(complete["cell_type"])),
             "versions": package_versions(),
         }
-        index = _index(complete, shards, written, classes, label)
+        index = _index(complete, shards, classes, label)
         labelled = index.groupby("shard")["label"].count()
         manifest["shards"] = [
             {
@@ -175,14 +175,10 @@ def _executor(workers, tasks, pixels):
     return ProcessPoolExecutor(min(workers, tasks), mp_context=context, initializer=keep_tensorflow_off_gpu), True
 
 
-def _index(sites, shards, written, classes, label):
+def _index(sites, shards, classes, label):
     places = pd.DataFrame(
-        [
-            (site_id, shard.name, record, *frame)
-            for shard in shards
-            for record, (site_id, frame) in enumerate(zip(shard.site_ids, written[shard.name].frames, strict=True))
-        ],
-        columns=["site_id", "shard", "record", "offset", "length", "fingerprint"],
+        [(site_id, shard.name, record) for shard in shards for record, site_id in enumerate(shard.site_ids)],
+        columns=["site_id", "shard", "record"],
     )
     index = places.merge(sites[[*COLUMNS, "split"]], on="site_id", how="left", validate="one_to_one")
     index["label"] = index[label].map({row["value"]: i for i, row in enumerate(classes)}).astype("Int64")

@@ -1,23 +1,51 @@
 """The order in which sites are trained on: a function of seed and epoch, and of nothing else."""
 
+import numpy as np
 import tensorflow as tf
 
 from tfrecords.listing import list_sites
+from tfrecords.manifest import read_manifest
+
+# Shards read at once. Each is of one experiment, so many are needed for a batch to be a mixture of experiments.
+_CYCLE = 64
+# Memory for shuffling: 340 sites of 512 x 512 x 6 bytes, 2,700 of WILDS's 256 x 256 x 3.
+_SHUFFLE_BYTES = 512 * 2**20
+_MOST_SHUFFLED = 8192
 
 
-def epoch_order(count, seed, epoch):
-    """A random order of `count` sites: a permutation, int64 tensor, a function of `(seed, epoch)` (both 0 or more).
+def shuffle_buffer(image_shape):
+    """Number of sites from which the next one is drawn, for images of `(height, width, channels)` in bytes."""
+    return int(np.clip(_SHUFFLE_BYTES // np.prod(image_shape), 1, _MOST_SHUFFLED))
 
-    Drawn by TensorFlow's stateless generator, whose values never change, and not by `Dataset.shuffle`, whose order
-    hangs on the global seed as well.
+
+def shuffle_shards(read_shard, shards, buffer, seed, epoch):
+    """One epoch: shards in random order, interleaved, and shuffled again through a buffer.
+
+    The order depends on the number of records in each shard and not on what they hold: with site numbers in place of
+    records, the same function says which sites a step will see.
+
+    Args:
+        read_shard: function of a shard's number (int64 tensor) that gives a `tf.data.Dataset`.
+        shards: number of shards.
+        buffer: see `shuffle_buffer`.
+        seed, epoch: integers or int64 tensors, 0 or more.
+
+    Returns:
+        tf.data.Dataset of the elements of all shards.
     """
     seeds = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    draws = tf.random.stateless_uniform((count,), seeds, None, None, tf.int64, alg="philox")
-    return tf.cast(tf.argsort(draws, stable=True), tf.int64)
+    draws = tf.random.stateless_uniform((shards + 1,), seeds, None, None, tf.int64, alg="philox")
+    order = tf.cast(tf.argsort(draws[1:], stable=True), tf.int64)
+    records = tf.data.Dataset.from_tensor_slices(order).interleave(
+        read_shard, min(_CYCLE, shards), block_length=1, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    # Otherwise the global seed, which has nothing to do with it, would change the order. This is the traced function's.
+    tf.compat.v1.set_random_seed(1)
+    return records.shuffle(buffer, seed=draws[0], reshuffle_each_iteration=False)
 
 
 def site_ids_of_step(dest, split, *, batch_size, epoch, step, kinds=("treatment",), seed=0):
-    """Names the sites of one training step, say of the one whose loss was not finite.
+    """Names the sites of one training step, say of the one whose loss was not finite. No image is read for it.
 
     Args:
         dest, split, batch_size, kinds, seed: as `read_records` was given them with `training=True`.
@@ -37,9 +65,17 @@ def site_ids_of_step(dest, split, *, batch_size, epoch, step, kinds=("treatment"
             f"There is no step {step} in epoch {epoch}: an epoch has {steps} steps of {batch_size} sites, counted "
             "from 0."
         )
+    counts = sites.groupby("shard", sort=True).size().to_numpy()
+    ends = tf.constant(counts.cumsum(), tf.int64)
+    starts = ends - counts
+    buffer = shuffle_buffer(read_manifest(dest)["image_shape"])
+
+    def shuffle(epoch):
+        return shuffle_shards(lambda i: tf.data.Dataset.range(starts[i], ends[i]), len(counts), buffer, seed, epoch)
+
     with tf.device("CPU:0"):
-        order = epoch_order(len(sites), seed, epoch).numpy()
-    return sites["site_id"].iloc[order[step * batch_size : (step + 1) * batch_size]].tolist()
+        rows = tf.data.Dataset.from_tensors(np.int64(epoch)).flat_map(shuffle).skip(step * batch_size).take(batch_size)
+        return sites["site_id"].iloc[list(rows.as_numpy_iterator())].tolist()
 
 
 class Passes:

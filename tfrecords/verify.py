@@ -116,7 +116,7 @@ def _records(path):
         reading = path
         while position < total:
             try:
-                for record in tf.data.TFRecordDataset(str(reading)).as_numpy_iterator():
+                for record in tf.data.TFRecordDataset(str(reading), buffer_size=2**20).as_numpy_iterator():
                     yield number, record
                     number, position = number + 1, position + HEADER + len(record) + FOOTER
             except tf.errors.OpError as error:

@@ -28,12 +28,12 @@ class Task(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A shard on disk: `frames` holds (offset, length, fingerprint) of each record's bytes."""
+    """A shard on disk."""
 
     name: str
+    count: int
     bytes: int
     sha256: str
-    frames: list
 
 
 def write_shard(task):
@@ -47,7 +47,7 @@ def write_shard(task):
     path = Path(task.dest) / task.name
     if path.exists():
         found = scan_shard(path, task.name)
-        if found is not None and len(found.frames) == len(task.sites):
+        if found is not None and found.count == len(task.sites):
             return found
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -89,23 +89,10 @@ def encode_site(site, image):
     return example.SerializeToString(deterministic=True)
 
 
-def fingerprint(records):
-    """A 63-bit number that tells damaged bytes from whole ones: FarmHash, which TensorFlow promises never to change.
-
-    Args:
-        records: bytes, or string tensor of any shape.
-
-    Returns:
-        int64 tensor of the same shape.
-    """
-    with tf.device("CPU:0"):
-        return tf.strings.to_hash_bucket_fast(records, 2**63 - 1)
-
-
 def scan_shard(path, name):
     """Walks the frames of a shard and hashes it: a `Written`, or None if the frames do not end where the file does."""
     digest = hashlib.sha256()
-    frames = []
+    count = 0
     total = os.path.getsize(path)
     position = 0
     with open(path, "rb") as file:
@@ -118,6 +105,6 @@ def scan_shard(path, name):
             footer = file.read(FOOTER)
             for part in (header, record, footer):
                 digest.update(part)
-            frames.append((position + HEADER, length, int(fingerprint(record))))
+            count += 1
             position += HEADER + length + FOOTER
-    return Written(name, total, digest.hexdigest(), frames)
+    return Written(name, count, total, digest.hexdigest())
