@@ -1,0 +1,24 @@
+import os
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):  # two replicas to test MirroredStrategy with
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(scope="session")
+def rxrx1_sample():
+    """Folder of real RxRx1 files, which may not be in this repository."""
+    folder = os.environ.get("RXRX1_SAMPLE")
+    if not folder:
+        pytest.skip("RXRX1_SAMPLE does not name a folder of real RxRx1 files")
+    return Path(folder)
