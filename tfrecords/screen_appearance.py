@@ -50,7 +50,7 @@ DRIFT = {
     "tone": 0.33,  # exponent of the response
     "saturation": 0.65,  # level at which the response bends
     "noise": 0.5,
-    "growth": 1.2,  # of the traits, in units of REACH
+    "growth": 1.25,  # of the traits, in units of REACH
 }
 BLUR = (0.55, 0.6, 0.5, 0.6, 0.55, 0.6)  # median blur of a channel, standard deviation in field units
 HAZE, HAZE_WIDTH = 0.15, 5.0  # share; field units
@@ -59,7 +59,7 @@ SATURATION = 2.2  # times the 99th percentile of an untreated field
 READ_NOISE, SHOT_NOISE = 0.2, 0.05  # grey levels; variance per grey level
 ILLUMINATION = 0.12  # relative change over half a field
 PLATE = 0.3  # how far plates differ within an experiment, as a share of DRIFT and of the spread of stain
-WELL = 0.5  # effect of a well on the traits, in units of REACH
+WELL = 0.45  # effect of a well on the traits, in units of REACH
 EDGE_DENSITY, EDGE_FOCUS = -0.15, 0.15  # in the outermost wells, in logarithms
 
 

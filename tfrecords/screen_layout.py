@@ -17,11 +17,11 @@ COLUMNS = (
     "sirna_id",
 )
 EXPERIMENTS = {
-    "train": {"HUVEC": 6, "RPE": 4, "HEPG2": 4, "U2OS": 3},
+    "train": {"HUVEC": 5, "RPE": 3, "HEPG2": 3, "U2OS": 3},
     "val": {"HUVEC": 1, "RPE": 1, "HEPG2": 1, "U2OS": 1},
     "test": {"HUVEC": 3, "RPE": 2, "HEPG2": 2, "U2OS": 1},
 }
-TREATMENTS = 32
+TREATMENTS = 44
 PLATES = 4
 SITES = 2
 POSITIVE_CONTROLS = 2
@@ -39,7 +39,7 @@ def layout(seed, treatments=TREATMENTS, experiments=None):
 
     Args:
         seed: int. The same seed gives the same table.
-        treatments: number of treatment siRNAs, a multiple of 4. Default 32.
+        treatments: number of treatment siRNAs, a multiple of 4. Default 44.
         experiments: `{"train"|"val"|"test": {cell type: number of experiments}}`; by default `EXPERIMENTS`.
 
     Returns:

@@ -41,14 +41,14 @@ TRAITS = {
 # How far a trait goes (in natural logarithms) for one standard deviation of an siRNA's, experiment's or well's effect.
 REACH = np.array(
     [
-        *(0.18, 0.09, 0.08, 0.12),  # density and cell shape
-        *(0.11, 0.06, 0.30),  # nucleus
-        *(0.28, 0.45),  # endoplasmic reticulum
-        *(0.40, 0.45, 0.10),  # actin
-        *(0.30, 0.20, 0.40, 0.35),  # nucleoli and RNA
-        *(0.28, 0.40, 0.25, 0.40),  # mitochondria
-        *(0.18, 0.28, 0.40),  # Golgi
-        0.40,  # rounded cells
+        *(0.22, 0.11, 0.10, 0.14),  # density and cell shape
+        *(0.13, 0.07, 0.36),  # nucleus
+        *(0.34, 0.54),  # endoplasmic reticulum
+        *(0.48, 0.54, 0.12),  # actin
+        *(0.36, 0.24, 0.48, 0.42),  # nucleoli and RNA
+        *(0.34, 0.48, 0.30, 0.48),  # mitochondria
+        *(0.22, 0.34, 0.48),  # Golgi
+        0.45,  # rounded cells
         *(0.10,) * 6,  # stain
     ]
 )

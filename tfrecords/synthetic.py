@@ -20,8 +20,8 @@ def write_screen(folder, seed=0, image_size=48, treatments=TREATMENTS, experimen
 
     `folder/metadata.csv` has RxRx1's eleven columns, `folder/images/EXP/PlateN/WELL_sS_wC.png` one 8-bit grey picture
     per site and channel. The column `dataset` says train, val or test as in RxRx1-WILDS: val and test hold experiments
-    that train does not; id_test is train's site 2. The defaults are the embedded screen that the recipe trains on: 17
-    train, 4 val and 8 test experiments of four cell types, 32 treatments, 2,552 sites.
+    that train does not; id_test is train's site 2. The defaults are the embedded screen that the recipe trains on: 14
+    train, 4 val and 8 test experiments of four cell types, 44 treatments, 2,912 sites.
 
     Every site is drawn from its own random generators, keyed by the seed, its well and its number, so that its pixels
     do not depend on the order in which sites are drawn.
@@ -30,7 +30,7 @@ def write_screen(folder, seed=0, image_size=48, treatments=TREATMENTS, experimen
         folder: where to write; made if need be, else empty.
         seed: int >= 0; it fixes every pixel. Default 0.
         image_size: height and width of the pictures in pixels; the field of view stays. Default 48: two CPU cores.
-        treatments: number of treatment siRNAs, a multiple of 4. Default 32: a few hundred training sites.
+        treatments: number of treatment siRNAs, a multiple of 4. Default 44: a few hundred training sites.
         experiments: `{"train"|"val"|"test": {cell type: number}}`; by default `screen_layout.EXPERIMENTS`.
         batch_effect: strength of everything in which experiments and plates differ, 0 for none. Default 1.
 
