@@ -8,8 +8,12 @@ def cut_backbone(backbone, after):
 
     Use it to put a layer inside somebody else's backbone:
 
-    >>> first, rest = cut_backbone(backbone, ["conv2_block3_out"])
-    >>> outputs = rest(FeatureStatisticsUncertainty(radius=None, probability=0.5)(first(inputs)))
+    >>> image = keras.Input((16, 16, 6))
+    >>> x = keras.layers.Conv2D(8, 3, activation="relu", name="stem")(image)
+    >>> backbone = keras.Model(image, keras.layers.Conv2D(8, 3, activation="relu", name="last")(x))
+    >>> first, rest = cut_backbone(backbone, ["stem"])
+    >>> dsu = keras_abra.layers.FeatureStatisticsUncertainty(radius=None, probability=0.5)
+    >>> perturbed = keras.Model(image, rest(dsu(first(image))))
 
     Args:
         backbone: Functional `keras.Model` from one image `(batch, height, width, channels)` to one output.

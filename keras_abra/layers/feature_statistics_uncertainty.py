@@ -73,7 +73,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
     Example:
 
     >>> layer = FeatureStatisticsUncertainty(structure="low_rank", radius=1.0, seed=0)
-    >>> layer(keras.random.normal((4, 8, 8, 3)), training=True).shape
+    >>> tuple(layer(keras.random.normal((4, 8, 8, 3)), training=True).shape)
     (4, 8, 8, 3)
     """
 
