@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "5")  # seconds: a log file is no place for a moving bar
 
 import keras
 import pandas as pd
@@ -28,6 +30,7 @@ from scores import predictions_table, print_scores, score
 from keras_abra import ABRAModel, NonFiniteLossError, cut_backbone, embedding_neck, valid_cuts
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace
+from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import (
     build_records,
     class_names,
@@ -43,11 +46,11 @@ from tfrecords import (
 EMBEDDED = {
     "backbone": "tiny_resnet",
     "image_size": None,
-    "epochs": 40,
+    "epochs": 45,
     "batch_size": 32,
     "learning_rate": 1e-2,
     "weight_decay": 0.5,
-    "warmup_steps": 0.05,
+    "warmup_steps": 2 / 45,
     "embedding_dim": 128,
     "margin": 0.2,
     "scale": 12.0,
@@ -131,7 +134,7 @@ def parse(argv):
     )
     parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1-0001 and so on, here)")
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
-    parser.add_argument("--epochs", type=int, help="default: 40, or 90 with --data")
+    parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights, order and noise; the embedded screen stays the same"
     )
@@ -267,7 +270,7 @@ def fit(model, train, records, splits, options, epochs, output, seed):
         )
     verbose = 1 if sys.stdout.isatty() else 2
     if not isinstance(model, ABRAModel):
-        callbacks.append(keras.callbacks.TerminateOnNaN())
+        callbacks.append(StopOnNonFiniteLoss())
     try:
         model.fit(train, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False)
     except NonFiniteLossError as error:
