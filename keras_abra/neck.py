@@ -1,7 +1,7 @@
 import keras
 
 
-def embedding_neck(features, embedding_dim):
+def embedding_neck(features, embedding_dim, dtype=None):
     """BatchNormalization-Dense-BatchNormalization from pooled features to the embedding, as RxRx1 practice has it.
 
     The Dense layer has no bias, which the normalization behind it would cancel; the moving statistics have momentum
@@ -11,15 +11,16 @@ def embedding_neck(features, embedding_dim):
     Args:
         features: size of the pooled features.
         embedding_dim: size of the embedding.
+        dtype: dtype policy of the layers. Default: the global one.
 
     Returns:
         A built `keras.Sequential`, `(batch, features)` to `(batch, embedding_dim)`.
     """
     neck = keras.Sequential(
         [
-            keras.layers.BatchNormalization(momentum=0.9, name="neck_norm1"),
-            keras.layers.Dense(embedding_dim, use_bias=False, name="neck_dense"),
-            keras.layers.BatchNormalization(momentum=0.9, name="neck_norm2"),
+            keras.layers.BatchNormalization(momentum=0.9, dtype=dtype, name="neck_norm1"),
+            keras.layers.Dense(embedding_dim, use_bias=False, dtype=dtype, name="neck_dense"),
+            keras.layers.BatchNormalization(momentum=0.9, dtype=dtype, name="neck_norm2"),
         ],
         name="neck",
     )

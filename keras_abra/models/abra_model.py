@@ -105,9 +105,11 @@ class ABRAModel(backend.Trainer, keras.Model):
         self.class_names = None if class_names is None else [str(name) for name in class_names]
 
         rank = len(backbone.outputs[0].shape)
-        self.pooling = keras.layers.GlobalAveragePooling2D(name="pooling") if rank == 4 else None
+        self.pooling = (
+            keras.layers.GlobalAveragePooling2D(dtype=self.dtype_policy, name="pooling") if rank == 4 else None
+        )
         features = int(backbone.outputs[0].shape[-1])
-        self.neck = None if embedding_dim is None else embedding_neck(features, embedding_dim)
+        self.neck = None if embedding_dim is None else embedding_neck(features, embedding_dim, self.dtype_policy)
         self.head = CosineHead(num_classes, name="head")
         self.head.build((None, embedding_dim or features))
         self.stages = [_stage(self.uncertainty, i, part.outputs[0].shape) for i, part in enumerate(parts[:-1])]
@@ -115,9 +117,10 @@ class ABRAModel(backend.Trainer, keras.Model):
         if isinstance(warmup, int):
             self.ramp.start(warmup)
         self._parts = _Untracked(parts)
+        self._embedder = _Untracked(None)
         self._trackers = [keras.metrics.Mean(name=name) for name in (LOGS if self.stages else LOGS[:1])]
         self._evaluating = False
-        self.build()
+        self.build(tuple(backbone.inputs[0].shape))
 
     def build(self, input_shape=None):
         self.built = True
@@ -136,7 +139,9 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     def embed(self, x, batch_size=None, verbose="auto", steps=None):
         """L2-normalized embeddings, float32 NumPy `(samples, embedding_dim)`. Arguments as for `predict`."""
-        return _Embedder(self).predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
+        if self._embedder.value is None:
+            self._embedder.value = _Embedder(self)
+        return self._embedder.value.predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
 
     def embed_features(self, features, training):
         """Backbone output to `(embedding, cosine)`, float32 `(batch, dim)`, not normalized, and `(batch, classes)`."""

@@ -183,7 +183,7 @@ def cut_before_stem(backbone):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy):
+def test_mixed_precision(policy, tmp_path):
     keras.config.set_dtype_policy(policy)
     try:
         model = compiled("low_rank", 2, ("stem", "stage1"))
@@ -194,8 +194,13 @@ def test_mixed_precision(policy):
         assert model.predict(tiny_batch()[0], verbose=0).dtype == "float32"
         taken = keras.ops.convert_to_numpy(model.ramp.progress)[0]
         assert 0 < taken <= 6 and taken == int(model.optimizer.iterations)
+        model.save(tmp_path / "mixed.keras")
     finally:
         keras.config.set_dtype_policy("float32")
+    again = keras.models.load_model(tmp_path / "mixed.keras")
+    assert again.neck.layers[1].dtype_policy.name == policy
+    x, _ = tiny_batch()
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize("arguments", [{"jit_compile": True}, {"steps_per_execution": 2}, {"jit_compile": "auto"}])
