@@ -56,8 +56,8 @@ EMBEDDED = {
     "scale": 12.0,
 }
 # The real screen: RxRx1-WILDS's published training (Koh et al. 2021; p-lambda/wilds, examples/configs/datasets.py):
-# ResNet-50, # 256 px, batch 72, Adam 1e-3, weight decay 1e-5 (coupled there, decoupled here), 5,415 steps of warm-up,
-# cosine, 90 epochs; all # six channels. Neck 1,024, margin 0.5 and scale 30: first place of the Kaggle competition.
+# ResNet-50, 256 px, batch 72, Adam 1e-3, weight decay 1e-5 (coupled there, decoupled here), 5,415 steps of warm-up,
+# cosine, 90 epochs; all six channels. Neck 1,024, margin 0.5 and scale 30: first place of the Kaggle competition.
 REAL = {
     "backbone": "ResNet50",
     "image_size": 256,
