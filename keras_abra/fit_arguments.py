@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 
-_MARK = "keras_abra: "
+_MARK, _END = "keras_abra: ", "[keras_abra]"  # around our message inside TensorFlow's
 
 
 def bind(method, args, kwargs):
@@ -29,11 +29,13 @@ def check(model, arguments, training=True):
     Raises:
         ValueError: naming the first label or id outside its range, or training batches of one sample.
     """
+    if arguments["y"] is None and _is_array(arguments["x"]):
+        model.check_labels(None)
     arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
     if not training:
         return
     if _is_array(arguments["y"]):
-        _check_batches(_samples(arguments), arguments["batch_size"] or 32)
+        _check_batches(_samples(arguments), arguments["batch_size"] or 32, arguments["steps_per_epoch"])
     if arguments["validation_data"] is not None:
         data = arguments["validation_data"]
         if isinstance(data, tuple | list) and len(data) > 1:
@@ -46,6 +48,15 @@ def check(model, arguments, training=True):
     else:
         callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
         arguments["callbacks"] = [StopOnNonFiniteLoss(), *callbacks]
+
+
+def check_arrays(model, x, y):
+    """Checks the labels and ids of one training batch of arrays.
+
+    Raises:
+        ValueError: naming the first one outside its range.
+    """
+    _check_data(model, x, y, True)
 
 
 def ramp_length(model, arguments):
@@ -74,8 +85,7 @@ def plain_errors():
         text = str(error)
         if _MARK not in text:
             raise
-        message = text.split(_MARK)[1].split("\n")[0].replace("' '", "").replace("[[{{", "\n").split("\n")[0]
-        raise ValueError(message.strip()) from error
+        raise ValueError(text.split(_MARK)[1].split(_END)[0].strip()) from error
 
 
 def _is_array(value):
@@ -84,7 +94,7 @@ def _is_array(value):
 
 def _samples(arguments):
     samples = int(arguments["y"].shape[0])
-    return samples - math.ceil(samples * (arguments["validation_split"] or 0.0))
+    return math.floor(samples * (1.0 - (arguments["validation_split"] or 0.0)))  # as Keras splits
 
 
 def _steps(arguments):
@@ -98,8 +108,9 @@ def _steps(arguments):
     return len(data) if hasattr(data, "__len__") else None
 
 
-def _check_batches(samples, batch_size):
-    if batch_size == 1 or samples % batch_size == 1:
+def _check_batches(samples, batch_size, steps):
+    reached = steps is None or steps * batch_size > samples
+    if batch_size == 1 or (samples % batch_size == 1 and reached):
         raise ValueError(
             f"A training batch of one sample has no spread and no batch statistics. Received: {samples} samples "
             f"in batches of {batch_size}, which leaves one alone. Choose another batch_size, or leave a sample out."
@@ -112,7 +123,8 @@ def _check_data(model, x, y, training):
         limits["experiment id"] = model.uncertainty.num_experiments
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and isinstance(x, tensorflow.data.Dataset):
-        return x.map(lambda *batch: _checked(tensorflow, batch, limits, training)), y
+        plain = tensorflow.autograph.experimental.do_not_convert  # errors keep their text
+        return x.map(plain(lambda *batch: _checked(tensorflow, model, batch, limits, training))), y
     values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
     for name, limit in limits.items():
         if _is_array(values[name]):
@@ -121,6 +133,8 @@ def _check_data(model, x, y, training):
 
 
 def _check_range(name, values, limit):
+    if values.dtype.kind not in "iufb":
+        raise ValueError(f"Every {name} must be an integer in [0, {limit}). Received: values of type {values.dtype}")
     whole = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
     if not whole:
         raise ValueError(f"Every sample needs one integer {name}, shape (samples,). Received: shape {values.shape}")
@@ -132,8 +146,13 @@ def _check_range(name, values, limit):
         )
 
 
-def _checked(tf, batch, limits, training):
-    x, y = batch[0], batch[1]
+def _checked(tf, model, batch, limits, training):
+    x, y = batch[0], batch[1] if len(batch) > 1 else None
+    image = x["image"] if isinstance(x, dict) and "image" in x else x
+    if isinstance(x, dict) or image.shape.rank is not None:
+        model.unpack_inputs(x)
+    if y is None or y.shape.rank is not None:
+        model.check_labels(y)
     values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
     checks = []
     for name, limit in limits.items():
@@ -142,10 +161,11 @@ def _checked(tf, batch, limits, training):
         ids = tf.cast(values[name], tf.int64)
         message = f"{_MARK}Every {name} must lie in [0, {limit}). Received: "
         wrong = tf.boolean_mask(ids, (ids < 0) | (ids >= limit))
-        checks.append(tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [tf.strings.join([message, _text(tf, wrong)])]))
+        checks.append(
+            tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [tf.strings.join([message, _text(tf, wrong), _END])])
+        )
     if training:
-        message = f"{_MARK}A training batch of one sample has no spread. Use batch(..., drop_remainder=True)"
-        checks.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [message]))
+        checks.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [model.ONE_SAMPLE]))
     with tf.control_dependencies(checks):
         return tf.nest.map_structure(tf.identity, batch)
 

@@ -5,6 +5,9 @@ gradient (kept for the update), the first ascent direction, and the gradient at 
 first perturbed stage. The perturbed pass starts at z, and the first part is differentiated once, with the sum of both
 gradients at z: K = 1 costs 1 + f training steps, f being the share of the compute behind the first perturbed stage;
 every further ascent step 2f/3.
+
+Activity regularization behind the first perturbed stage is part of the loss that the search climbs: it cannot be taken
+out of the one backward pass. Without it the search climbs the margin loss, as the method says.
 """
 
 from typing import Any, NamedTuple
@@ -43,7 +46,10 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         A `StepResult`.
     """
     image, experiment = model.unpack_inputs(x)
+    model.check_labels(y)
     batch = ops.shape(image)[0]
+    if isinstance(batch, int) and batch == 1:
+        raise ValueError(model.ONE_SAMPLE)
     labels = ops.reshape(y, (batch,))
     mean = _weighted_mean(batch, sample_weight)
     seed = ops.cast(loss_scale, "float32")

@@ -24,12 +24,10 @@ if not sys.stderr.isatty():
 import keras
 import pandas as pd
 import tensorflow as tf
-from backbones import tiny_resnet
+from methods import build_model, check_backbone, erm_loss, make_optimizer
 from scores import predictions_table, print_scores, score
 
-from keras_abra import ABRAModel, NonFiniteLossError, cut_backbone, embedding_neck, valid_cuts
-from keras_abra.layers import FeatureStatisticsUncertainty
-from keras_abra.losses import ArcFace
+from keras_abra import ABRAModel, NonFiniteLossError
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import (
     build_records,
@@ -40,9 +38,10 @@ from tfrecords import (
     site_ids_of_step,
     write_screen,
 )
+from tfrecords.screen_layout import layout
 
 # The embedded screen: learning rate, decay, epochs and batch are those chosen for ERM before ABRA was run on it
-# (recipes/results/screen_acceptance.md); margin and scale were chosen on its validation experiments.
+# (recipes/results/screen_acceptance.md); margin, scale and radius were chosen on its validation experiments.
 EMBEDDED = {
     "backbone": "tiny_resnet",
     "image_size": None,
@@ -54,10 +53,12 @@ EMBEDDED = {
     "embedding_dim": 128,
     "margin": 0.2,
     "scale": 12.0,
+    "radius": 0.15,
 }
 # The real screen: RxRx1-WILDS's published training (Koh et al. 2021; p-lambda/wilds, examples/configs/datasets.py):
 # ResNet-50, 256 px, batch 72, Adam 1e-3, weight decay 1e-5 (coupled there, decoupled here), 5,415 steps of warm-up,
-# cosine, 90 epochs; all six channels. Neck 1,024, margin 0.5 and scale 30: first place of the Kaggle competition.
+# cosine, 90 epochs; all six channels. Neck 1,024, margin 0.5 and scale 30: first place of the Kaggle competition. The
+# radius is the package's provisional default.
 REAL = {
     "backbone": "ResNet50",
     "image_size": 256,
@@ -69,35 +70,27 @@ REAL = {
     "embedding_dim": 1024,
     "margin": 0.5,
     "scale": 30.0,
-}
-# Where ABRA perturbs (early: perturbing next to the head cost accuracy in prototypes), and where DSU does (all stages).
-PERTURB = {"tiny_resnet": ["stem", "stage1"], "ResNet50": ["conv2_block3_out", "conv3_block4_out"]}
-DSU = {
-    "tiny_resnet": ["stem", "stage1", "stage2", "stage3"],
-    "ResNet50": [
-        "conv1_relu",
-        "pool1_pool",
-        "conv2_block3_out",
-        "conv3_block4_out",
-        "conv4_block6_out",
-        "conv5_block3_out",
-    ],
+    "radius": 0.5,
 }
 
 
 def main(argv=None):
     args = parse(argv)
-    output = make_output(args.output)
-    settings = dict(REAL if args.data else EMBEDDED)
+    settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
+    check_backbone(settings["backbone"], args.method, args.perturb_after)
+    output = make_output(args.output)
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
         keras.config.set_dtype_policy("mixed_float16")
 
     records = prepare_records(args, settings, output)
-    kinds = ("treatment",) if args.label == "sirna_id" else ("treatment", "control")
+    kinds = ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else ("treatment", "control")
     names = class_names(records, kinds)
-    splits = [s for s in ("id_test", "val", "test") if has_sites(records, s, kinds)]
+    splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, kinds)) is not None}
+    labelled = [s for s, sites in splits.items() if sites["label"].notna().all()]
+    for split in splits.keys() - labelled:
+        print(f"Predicted, not scored: {split} has sites without a label")
     options = {"batch_size": settings["batch_size"], "kinds": kinds}
     train = read_records(records, "train", training=True, seed=args.seed, **options)
     steps = int(train.cardinality())
@@ -111,15 +104,16 @@ def main(argv=None):
     with strategy.scope():
         model = build_model(args.method, settings, args.perturb_after, shape, names)
         model.compile(optimizer=make_optimizer(settings, steps), metrics=["accuracy"], **erm_loss(args.method))
-    fit(model, train, records, splits, options, settings["epochs"], output, args.seed)
+    fit(model, train, records, labelled, options, settings["epochs"], output, args.seed)
 
     metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
     tables = []
-    for split in splits:
-        sites = list_sites(records, split, kinds)
-        logits = model.predict(read_records(records, split, **options), verbose=0)
+    for split, sites in splits.items():
+        images = read_records(records, split, metadata=True, **options).map(lambda image, *_: image)
+        logits = model.predict(images, verbose=0)
         tables.append(predictions_table(sites, split, logits, names))
-        metrics["splits"][split] = score(sites, logits)
+        if split in labelled:
+            metrics["splits"][split] = score(sites, logits)
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")
@@ -144,11 +138,11 @@ def parse(argv):
     parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="needed for backbones other than these two")
     parser.add_argument("--image-size", type=int, help="pixels (default: as on disk, or 256 with --data)")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")
-    parser.add_argument(
-        "--label", default="sirna_id", help="column of the table that gives the classes (default: sirna_id)"
-    )
+    parser.add_argument("--label", help="column of the table that gives the classes (default: sirna_id)")
     parser.add_argument("--mixed-precision", action="store_true", help="float16 where it is safe")
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**31:
+        parser.error(f"--seed must lie in [0, 2**31); received {args.seed}")
     for name in ("epochs", "image_size", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
@@ -158,7 +152,7 @@ def parse(argv):
 def make_output(folder):
     if folder is not None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise SystemExit(
+            raise ValueError(
                 f"--output {folder} is in use: expected a new or empty folder. Choose another, or remove it."
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,25 +169,45 @@ def make_output(folder):
             return runs / f"rxrx1-{number:04d}"
 
 
+def is_embedded(args):
+    """Whether the job is the embedded screen: no data given, and no records of another screen."""
+    if args.data is not None or args.records is None or not (args.records / "manifest.json").is_file():
+        return args.data is None
+    return read_manifest(args.records)["experiments"] == embedded_experiments()
+
+
+def embedded_experiments():
+    table = layout(seed=0)
+    names = {split: sorted(set(rows["experiment"])) for split, rows in table.groupby("dataset")}
+    return {split: names["train" if split == "id_test" else split] for split in ("train", "id_test", "val", "test")}
+
+
 def prepare_records(args, settings, output):
     records = args.records or output / "records"
     if args.data is None and (records / "manifest.json").is_file():
+        manifest = read_manifest(records)
+        built = {"label": manifest["options"]["label"], "image_size": manifest["image_shape"][0]}
+        for name, asked in (("label", args.label), ("image_size", args.image_size)):
+            if asked is not None and asked != built[name]:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {asked}: the records in {records} were built with {built[name]}. "
+                    "Leave it out, or give another --records folder and --data to build from."
+                )
         return records
     source = args.data
     if source is None:
         source = output / "screen"
         write_screen(source)
-    build_records(source, records, image_size=settings["image_size"], label=args.label)
+    build_records(source, records, image_size=settings["image_size"], label=args.label or "sirna_id")
     return records
 
 
-def has_sites(records, split, kinds):
+def find_sites(records, split, kinds):
     try:
-        list_sites(records, split, kinds)
+        return list_sites(records, split, kinds)
     except ValueError as error:
-        print(f"Not scored: {error}")
-        return False
-    return True
+        print(f"Not predicted: {error}")
+        return None
 
 
 def make_strategy():
@@ -202,60 +216,6 @@ def make_strategy():
         print(f"MirroredStrategy on {strategy.num_replicas_in_sync} GPUs")
         return strategy
     return tf.distribute.get_strategy()
-
-
-def build_model(method, settings, perturb_after, shape, names):
-    backbone = make_backbone(settings["backbone"], shape)
-    stages = {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
-    stages = perturb_after or stages
-    if method in ("abra", "dsu") and not stages:
-        raise SystemExit(
-            f"--perturb-after is needed for {settings['backbone']}. Valid: {', '.join(valid_cuts(backbone))}"
-        )
-    if method == "erm":
-        x = keras.layers.GlobalAveragePooling2D()(backbone.output)
-        x = embedding_neck(x.shape[-1], settings["embedding_dim"])(x)
-        return keras.Model(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
-    if method == "dsu":
-        backbone = with_dsu(backbone, stages)
-    return ABRAModel(
-        backbone,
-        len(names),
-        perturb_after=stages if method == "abra" else (),
-        embedding_dim=settings["embedding_dim"],
-        loss=ArcFace(settings["margin"], settings["scale"]),
-        class_names=names,
-    )
-
-
-def make_backbone(name, shape):
-    if name == "tiny_resnet":
-        return tiny_resnet(shape)
-    if not hasattr(keras.applications, name):
-        raise SystemExit(f"--backbone {name} is neither tiny_resnet nor a model of keras.applications")
-    return getattr(keras.applications, name)(include_top=False, weights=None, input_shape=shape)
-
-
-def with_dsu(backbone, stages):
-    """DSU (Li et al., ICLR 2022): random, after every stage, each with probability one half."""
-    first, *rest = cut_backbone(backbone, stages)
-    x = first(backbone.input)
-    for part in rest:
-        x = part(FeatureStatisticsUncertainty(radius=None, probability=0.5)(x))
-    return keras.Model(backbone.input, x)
-
-
-def erm_loss(method):
-    return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)} if method == "erm" else {}
-
-
-def make_optimizer(settings, steps):
-    total, warmup = steps * settings["epochs"], settings["warmup_steps"]
-    warmup = int(warmup * total) if isinstance(warmup, float) else min(warmup, total // 10)  # of a short run: a tenth
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, max(total - warmup, 1), warmup_target=settings["learning_rate"], warmup_steps=warmup
-    )
-    return keras.optimizers.AdamW(rate, weight_decay=settings["weight_decay"])
 
 
 def fit(model, train, records, splits, options, epochs, output, seed):
@@ -291,4 +251,7 @@ def write_results(output, tables, metrics):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"rxrx1.py: error: {error}")

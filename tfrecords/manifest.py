@@ -12,6 +12,19 @@ MANIFEST = "manifest.json"
 INDEX = "index.csv"
 EXCLUDED = "excluded.csv"
 UNFINISHED = "unfinished.json"
+_KEYS = (
+    "source",
+    "options",
+    "image_shape",
+    "classes",
+    "experiments",
+    "cell_types",
+    "shards",
+    "index",
+    "excluded",
+    "versions",
+)
+_SPLITS = ("train", "id_test", "val", "test")
 
 
 def read_manifest(dest):
@@ -42,6 +55,11 @@ def read_manifest(dest):
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         schema = manifest["schema"]
+        if schema == SCHEMA:
+            missing = [key for key in _KEYS if key not in manifest]
+            missing += [f"experiments of {split}" for split in _SPLITS if split not in manifest["experiments"]]
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}). Remove the folder and build it again."

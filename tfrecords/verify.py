@@ -146,7 +146,7 @@ def _check_record(record, row, shard, manifest):
     for key, feature in example.features.feature.items():
         kind = feature.WhichOneof("kind")
         values[key] = list(getattr(feature, kind).value) if kind else []
-    wanted = _TEXTS | _NUMBERS | ({"sirna"} if row["sirna_id"] is not pd.NA else set())
+    wanted = _TEXTS | _NUMBERS | ({"sirna"} if not pd.isna(row["sirna_id"]) else set())
     if set(values) != wanted:
         yield f"has the keys {sorted(values)}, expected {sorted(wanted)}"
     for key in sorted(wanted & set(values)):
@@ -167,7 +167,7 @@ def _check_record(record, row, shard, manifest):
             yield f"{key} is {found!r}, but the file is one of {shard[key]!r}"
     label, number = row[manifest["options"]["label"]], row["label"]
     known = [entry["value"] for entry in manifest["classes"]]
-    if label is not pd.NA and (number is pd.NA or not number < len(known) or known[number] != label):
+    if not pd.isna(label) and (pd.isna(number) or not number < len(known) or known[number] != label):
         yield f"the label {label!r} has the number {number} in the index, but not in the class map"
     if row["experiment"] not in manifest["experiments"][row["split"]]:
         yield f"the experiment {row['experiment']!r} is not one of the split {row['split']!r}"

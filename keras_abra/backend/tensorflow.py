@@ -62,6 +62,8 @@ class Trainer:
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if y is not None and y.shape[0] is None and not self.jit_compile:
+            tf.debugging.assert_greater(tf.shape(y)[0], 1, message=self.ONE_SAMPLE)
         trainable = [tf.convert_to_tensor(v.value) for v in self.trainable_variables]
         state = [tf.convert_to_tensor(v.value) for v in self.non_trainable_variables]
         result = self.fused_step(
@@ -70,7 +72,8 @@ class Trainer:
         for variable, old, new in zip(self.non_trainable_variables, state, result.state, strict=True):
             if new is not old:
                 variable.assign(new)
-        before = self.optimizer.iterations + 0
-        self.optimizer.apply_gradients(zip(result.gradients, self.trainable_variables, strict=True))
-        self.ramp.advance(self.optimizer.iterations - before)
+        if self.trainable_variables:
+            before = self.optimizer.iterations + 0
+            self.optimizer.apply_gradients(zip(result.gradients, self.trainable_variables, strict=True))
+            self.ramp.advance(self.optimizer.iterations - before)
         return self.update_logs(result, x, y, sample_weight)

@@ -93,8 +93,12 @@ class ABRAModel(backend.Trainer, keras.Model):
         self.loss_function = ArcFace() if loss is None else loss
         self.alignment = DistributionAlignment() if alignment is None else alignment
         self._check_arguments(embedding_dim, perturbed_weight, warmup, class_names, num_classes)
-        if isinstance(perturb_after, str):
+        if isinstance(perturb_after, str) or perturb_after is None:
             raise ValueError(f"`perturb_after` must be a list of layer names. Received: {perturb_after!r}")
+        if keras.config.image_data_format() == "channels_first":
+            raise ValueError(
+                "ABRAModel takes images with channels last. Received: image_data_format() = 'channels_first'"
+            )
         parts = cut_backbone(backbone, perturb_after)
         self.backbone = backbone
         self.num_classes = num_classes
@@ -104,10 +108,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         self.warmup = warmup
         self.class_names = None if class_names is None else [str(name) for name in class_names]
 
-        rank = len(backbone.outputs[0].shape)
-        self.pooling = (
-            keras.layers.GlobalAveragePooling2D(dtype=self.dtype_policy, name="pooling") if rank == 4 else None
-        )
+        self.pooling = _pooling(backbone.outputs[0], self.dtype_policy)
         features = int(backbone.outputs[0].shape[-1])
         self.neck = None if embedding_dim is None else embedding_neck(features, embedding_dim, self.dtype_policy)
         self.head = CosineHead(num_classes, name="head")
@@ -124,6 +125,11 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     def build(self, input_shape=None):
         self.built = True
+
+    ONE_SAMPLE = (
+        "keras_abra: A training batch of one sample has no spread and no batch statistics. Use a larger batch, "
+        "and leave a last batch of one sample out (drop_remainder=True). [keras_abra]"
+    )
 
     @property
     def uncertainty(self):
@@ -177,6 +183,15 @@ class ABRAModel(backend.Trainer, keras.Model):
         if "float" not in dtype and dtype != "uint8":
             raise ValueError(f"Images must be float (standardized) or uint8. Received: dtype {dtype}")
         return image, experiment
+
+    def check_labels(self, y):
+        """Raises a ValueError unless there is one class number for every sample."""
+        shape = None if y is None else tuple(y.shape)
+        if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+            raise ValueError(
+                "Every sample needs one integer label, shape (batch,). For one-hot labels: keras.ops.argmax(y, "
+                f"axis=-1). Received: {'no labels' if y is None else f'shape {shape}'}"
+            )
 
     # Training. `fused_step` runs these with the values of the variables of the pass it computes.
 
@@ -252,6 +267,17 @@ class ABRAModel(backend.Trainer, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    def export(self, *args, **kwargs):
+        """As `keras.Model.export`: the plain network."""
+        if not self._called:  # training takes the network in parts
+            self(keras.Input(batch_shape=self.backbone.inputs[0].shape))
+        return super().export(*args, **kwargs)
+
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        fit_arguments.check_arrays(self, x, y)
+        with fit_arguments.plain_errors():
+            return super().train_on_batch(x, y, *args, **kwargs)
+
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`. Checks labels and ids on the host, and stops at a loss that is not finite.
 
@@ -260,6 +286,7 @@ class ABRAModel(backend.Trainer, keras.Model):
                 arrays and `tf.data` pipelines. (From other sources a label outside its range gives a loss of NaN.)
             NonFiniteLossError: naming epoch and step.
         """
+        self._assert_compile_called("fit")
         arguments = fit_arguments.bind(super().fit, args, kwargs)
         fit_arguments.check(self, arguments)
         if isinstance(self.warmup, float):
@@ -287,14 +314,15 @@ class ABRAModel(backend.Trainer, keras.Model):
         )
         for name, value, kind in kinds:
             if not isinstance(value, kind):
-                raise ValueError(f"`{name}` must be a keras_abra {kind}. Received: {value!r}")
+                expected = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
+                raise ValueError(f"`{name}` must be a keras_abra {expected}. Received: {value!r}")
         if self.uncertainty.radius is None:
             raise ValueError(
                 "`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None"
             )
         if embedding_dim is not None and not (isinstance(embedding_dim, int) and embedding_dim >= 1):
             raise ValueError(f"`embedding_dim` must be a positive integer or None. Received: {embedding_dim!r}")
-        if not 0 <= perturbed_weight < float("inf"):
+        if not (isinstance(perturbed_weight, int | float) and 0 <= perturbed_weight < float("inf")):
             raise ValueError(f"`perturbed_weight` must be a number of at least 0. Received: {perturbed_weight!r}")
         whole = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
         if not (whole or (isinstance(warmup, float) and 0 <= warmup < 1)):
@@ -358,6 +386,17 @@ class _Embedder(keras.Model):
         image, _ = self.model.unpack_inputs(inputs)
         embedding, _ = self.model.embed_features(self.model.backbone(image, training=False), training=False)
         return ops.normalize(embedding, axis=-1)
+
+
+def _pooling(output, dtype):
+    match len(output.shape):
+        case 4:
+            return keras.layers.GlobalAveragePooling2D(dtype=dtype, name="pooling")
+        case 3:  # tokens of a vision transformer
+            return keras.layers.GlobalAveragePooling1D(dtype=dtype, name="pooling")
+        case 2:
+            return None
+    raise ValueError(f"The backbone's output must have rank 2, 3 or 4. Received: shape {tuple(output.shape)}")
 
 
 def _stage(template, index, shape):

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_abra import ABRAModel, NonFiniteLossError
+from keras_abra import ABRAModel, NonFiniteLossError, fit_arguments
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
 from tests.tiny import CLASSES, tiny_backbone, tiny_batch, tiny_model
@@ -365,3 +365,79 @@ def test_a_loss_that_is_not_finite_stops_at_its_epoch_and_step():
     with pytest.raises(NonFiniteLossError, match="became nan in epoch 0, step 2") as caught:
         compiled().fit(x, y, batch_size=8, verbose=0, shuffle=False)
     assert (caught.value.epoch, caught.value.step) == (0, 2)
+
+
+def test_a_batch_of_one_sample_is_refused_wherever_it_comes_from():
+    x, y = tiny_batch(9)
+    with pytest.raises(ValueError, match="A training batch of one sample"):
+        compiled().train_on_batch(x["image"][:1], y[:1])
+    batches = [(x["image"][:8], y[:8]), (x["image"][8:], y[8:])]
+    with pytest.raises(ValueError, match="A training batch of one sample"):
+        compiled(warmup=0).fit((batch for batch in batches), steps_per_epoch=2, verbose=0)
+
+
+def test_samples_are_counted_as_keras_splits_them():
+    from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+
+    for samples in (10, 25, 90, 1000):
+        for split in (0.07, 0.3, 0.33, 0.8):
+            y = np.zeros(samples)
+            (kept,), _ = train_validation_split((y,), validation_split=split)
+            assert fit_arguments._samples({"y": y, "validation_split": split}) == len(kept)
+
+
+def test_a_last_batch_of_one_that_is_not_reached_does_not_count():
+    assert np.isfinite(fit(compiled(), samples=9, steps_per_epoch=1)["loss"]).all()
+
+
+def test_labels_that_are_none_or_one_hot_are_named():
+    import tensorflow as tf
+
+    x, y = tiny_batch(16)
+    one_hot = np.eye(CLASSES, dtype="float32")[y]
+    message = r"Every sample needs one integer label.*shape \(\w+, 5\)"
+    with pytest.raises(ValueError, match=message):
+        compiled().train_on_batch(x["image"][:8], keras.ops.convert_to_tensor(one_hot[:8]))
+    with pytest.raises(ValueError, match=message):
+        compiled().fit(tf.data.Dataset.from_tensor_slices((x, one_hot)).batch(8), verbose=0)
+    for data in (x["image"], tf.data.Dataset.from_tensor_slices(x["image"]).batch(8)):
+        with pytest.raises(ValueError, match="Every sample needs one integer label.*no labels"):
+            compiled().fit(data, verbose=0)
+    with pytest.raises(ValueError, match="Every label must be an integer"):
+        compiled().fit(x["image"], np.array(["s1"] * 16), verbose=0)
+
+
+def test_fit_before_compile_says_so():
+    with pytest.raises(ValueError, match="compile"):
+        tiny_model().fit(*tiny_batch(), verbose=0)
+
+
+def test_a_frozen_model_trains_nothing_and_does_not_fail():
+    model = tiny_model()
+    model.trainable = False
+    model.compile("adam", run_eagerly=True)
+    before = keras.ops.convert_to_numpy(model.head.kernel)
+    assert np.isfinite(fit(model)["loss"]).all()
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.head.kernel), before)
+
+
+def test_tokens_are_pooled_and_other_shapes_refused():
+    image = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(4, 2, strides=2, name="patches")(image)
+    tokens = keras.Model(image, keras.layers.Reshape((16, 4))(x))
+    model = compiled(backbone=tokens, perturb_after=["patches"])
+    assert np.isfinite(fit(model)["loss"]).all()
+    with pytest.raises(ValueError, match="must have rank 2, 3 or 4"):
+        ABRAModel(keras.Model(image, keras.layers.Reshape((4, 4, 4, 1))(x)), CLASSES)
+
+
+def test_export_is_the_plain_network(tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("a SavedModel is read back by TensorFlow")
+    import tensorflow as tf
+
+    model, (x, _) = compiled(), tiny_batch()
+    fit(model)
+    model.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(served.serve(x["image"]), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)

@@ -74,6 +74,44 @@ def test_an_output_folder_in_use_is_refused(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
+def test_records_of_other_options_are_refused(screen, tmp_path):
+    records = tmp_path / "records"
+    build_records(screen, records)
+    for flag, value in (("--label", "cell_type"), ("--image-size", 16)):
+        result = recipe(tmp_path, "--records", records, flag, value, "--output", tmp_path / f"out{flag}")
+        assert result.returncode != 0 and f"{flag} {value}: the records in" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_kaggle_sites_without_a_label_are_predicted_and_not_scored(screen, tmp_path):
+    """Kaggle's test.csv has no siRNAs: two of its experiments are val and test here."""
+    table = pd.read_csv(screen / "metadata.csv").drop_duplicates("well_id").rename(columns={"well_id": "id_code"})
+    table["sirna"] = table["sirna_id"]
+    names = {"HUVEC-02": "HUVEC-17", "RPE-02": "RPE-08"}  # of val, as RxRx1 has it
+    table["id_code"] = table["id_code"].replace(names, regex=True)
+    data = tmp_path / "kaggle"
+    for dataset, rows in table.groupby(table["dataset"].where(table["dataset"] == "train", "test")):
+        rows = rows.assign(experiment=rows["experiment"].replace(names))
+        columns = ["id_code", "experiment", "plate", "well", "sirna"]
+        treatment = rows["well_type"] == "treatment"
+        rows.loc[treatment, columns[: 5 if dataset == "train" else 4]].to_csv(
+            data_file(data, f"{dataset}.csv"), index=False
+        )
+        rows.loc[~treatment, [*columns, "well_type"]].to_csv(data_file(data, f"{dataset}_controls.csv"), index=False)
+        for old in set(table.loc[rows.index, "experiment"]):
+            shutil.copytree(screen / "images" / old, data / dataset / names.get(old, old))
+    result = recipe(tmp_path, "--data", data, "--output", tmp_path / "out", "--method", "arcface", *OPTIONS)
+    assert result.returncode == 0, result.stderr[-2000:]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    predictions = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert set(metrics["splits"]) == {"id_test"} and set(predictions["split"]) == {"id_test", "val", "test"}
+
+
+def data_file(folder, name):
+    folder.mkdir(exist_ok=True)
+    return folder / name
+
+
 def test_real_files_go_through_the_same_code(rxrx1_sample, tmp_path):
     data = tmp_path / "rxrx1"
     shutil.copytree(rxrx1_sample / "kaggle-2019", data)

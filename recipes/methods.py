@@ -1,0 +1,81 @@
+"""The contenders of `rxrx1.py`: one backbone and neck, four ways to train them."""
+
+import keras
+from backbones import tiny_resnet
+
+from keras_abra import ABRAModel, cut_backbone, embedding_neck, valid_cuts
+from keras_abra.layers import FeatureStatisticsUncertainty
+from keras_abra.losses import ArcFace
+
+# Where ABRA perturbs (early: perturbing next to the head cost accuracy in prototypes), and where DSU does (all stages).
+PERTURB = {"tiny_resnet": ["stem", "stage1"], "ResNet50": ["conv2_block3_out", "conv3_block4_out"]}
+DSU = {
+    "tiny_resnet": ["stem", "stage1", "stage2", "stage3"],
+    "ResNet50": [
+        "conv1_relu",
+        "pool1_pool",
+        "conv2_block3_out",
+        "conv3_block4_out",
+        "conv4_block6_out",
+        "conv5_block3_out",
+    ],
+}
+
+
+def check_backbone(name, method, perturb_after):
+    """Refuses a backbone or cut before anything is built."""
+    if name != "tiny_resnet" and not hasattr(keras.applications, name):
+        raise ValueError(f"--backbone {name} is neither tiny_resnet nor a model of keras.applications")
+    if perturb_after:
+        cut_backbone(make_backbone(name, (64, 64, 6)), perturb_after)
+    elif method in ("abra", "dsu") and name not in PERTURB:
+        cuts = valid_cuts(make_backbone(name, (64, 64, 6)))
+        raise ValueError(f"--perturb-after is needed for {name}. Valid: {', '.join(cuts)}")
+
+
+def build_model(method, settings, perturb_after, shape, names):
+    backbone = make_backbone(settings["backbone"], shape)
+    stages = perturb_after or {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
+    if method == "erm":
+        x = keras.layers.GlobalAveragePooling2D()(backbone.output)
+        x = embedding_neck(x.shape[-1], settings["embedding_dim"])(x)
+        return keras.Model(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
+    if method == "dsu":
+        backbone = with_dsu(backbone, stages)
+    return ABRAModel(
+        backbone,
+        len(names),
+        perturb_after=stages if method == "abra" else (),
+        embedding_dim=settings["embedding_dim"],
+        uncertainty=FeatureStatisticsUncertainty(radius=settings["radius"]),
+        loss=ArcFace(settings["margin"], settings["scale"]),
+        class_names=names,
+    )
+
+
+def make_backbone(name, shape):
+    if name == "tiny_resnet":
+        return tiny_resnet(shape)
+    return getattr(keras.applications, name)(include_top=False, weights=None, input_shape=shape)
+
+
+def with_dsu(backbone, stages):
+    """DSU (Li et al., ICLR 2022): random, after every stage, each with probability one half."""
+    first, *rest = cut_backbone(backbone, stages)
+    x = first(backbone.input)
+    for part in rest:
+        x = part(FeatureStatisticsUncertainty(radius=None, probability=0.5)(x))
+    return keras.Model(backbone.input, x)
+
+
+def erm_loss(method):
+    return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)} if method == "erm" else {}
+
+
+def make_optimizer(settings, steps):
+    total, warmup = steps * settings["epochs"], settings["warmup_steps"]
+    warmup = int(warmup * total) if isinstance(warmup, float) else min(warmup, total // 10)  # of a short run: a tenth
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(total - warmup, 1), warmup_target=settings["learning_rate"], warmup_steps=warmup
+    )
+    return keras.optimizers.AdamW(rate, weight_decay=settings["weight_decay"])
