@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import tensorflow as tf
 
+from tfrecords.build import build_records
 from tfrecords.manifest import read_manifest, to_json
 from tfrecords.verify import main, verify_records
 from tfrecords.write import scan_shard
@@ -27,6 +30,22 @@ def test_whole_records_pass(records_tree, capsys):
     assert verify_records(records_tree) == []
     assert main([str(records_tree)]) == 0
     assert "no faults in 12 files with 32 records" in capsys.readouterr().out
+
+
+def test_sites_without_a_label_are_no_fault(kaggle_tree, tmp_path):
+    for label in ("sirna_id", "cell_type"):
+        build_records(kaggle_tree, tmp_path / label, label=label)
+        assert verify_records(tmp_path / label) == []
+
+
+def test_a_manifest_that_lacks_something_is_damaged(records):
+    manifest = read_manifest(records)
+    for change in (lambda m: m.pop("shards"), lambda m: m["experiments"].pop("val")):
+        broken = json.loads(to_json(manifest))
+        change(broken)
+        (records / "manifest.json").write_bytes(to_json(broken))
+        with pytest.raises(ValueError, match="manifest.json is damaged .*it lacks"):
+            read_manifest(records)
 
 
 def test_a_flipped_byte_is_found_with_file_and_record_and_the_search_goes_on(records, capsys):
