@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 
+from keras_abra import checks
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 
 _MARK, _END = "keras_abra: ", "[keras_abra]"  # around our message inside TensorFlow's
@@ -30,7 +31,7 @@ def check(model, arguments, training=True):
         ValueError: naming the first label or id outside its range, or training batches of one sample.
     """
     if arguments["y"] is None and _is_array(arguments["x"]):
-        model.check_labels(None)
+        checks.check_labels(None)
     arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
     if not training:
         return
@@ -152,21 +153,21 @@ def _checked(tf, model, batch, limits, training):
     if isinstance(x, dict) or image.shape.rank is not None:
         model.unpack_inputs(x)
     if y is None or y.shape.rank is not None:
-        model.check_labels(y)
+        checks.check_labels(y)
     values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
-    checks = []
+    asserts = []
     for name, limit in limits.items():
         if values[name] is None:
             continue
         ids = tf.cast(values[name], tf.int64)
         message = f"{_MARK}Every {name} must lie in [0, {limit}). Received: "
         wrong = tf.boolean_mask(ids, (ids < 0) | (ids >= limit))
-        checks.append(
+        asserts.append(
             tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [tf.strings.join([message, _text(tf, wrong), _END])])
         )
     if training:
-        checks.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [model.ONE_SAMPLE]))
-    with tf.control_dependencies(checks):
+        asserts.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [checks.ONE_SAMPLE]))
+    with tf.control_dependencies(asserts):
         return tf.nest.map_structure(tf.identity, batch)
 
 

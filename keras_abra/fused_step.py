@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_abra import backend, uncertainty
+from keras_abra import backend, checks, uncertainty
 from keras_abra.losses import softmax_cross_entropy
 
 
@@ -46,10 +46,10 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         A `StepResult`.
     """
     image, experiment = model.unpack_inputs(x)
-    model.check_labels(y)
+    checks.check_labels(y)
     batch = ops.shape(image)[0]
     if isinstance(batch, int) and batch == 1:
-        raise ValueError(model.ONE_SAMPLE)
+        raise ValueError(checks.ONE_SAMPLE)
     labels = ops.reshape(y, (batch,))
     mean = _weighted_mean(batch, sample_weight)
     seed = ops.cast(loss_scale, "float32")

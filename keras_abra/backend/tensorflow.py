@@ -63,7 +63,7 @@ class Trainer:
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is not None and y.shape[0] is None and not self.jit_compile:
-            tf.debugging.assert_greater(tf.shape(y)[0], 1, message=self.ONE_SAMPLE)
+            tf.debugging.assert_greater(tf.shape(y)[0], 1, message=self.one_sample_message)
         trainable = [tf.convert_to_tensor(v.value) for v in self.trainable_variables]
         state = [tf.convert_to_tensor(v.value) for v in self.non_trainable_variables]
         result = self.fused_step(

@@ -3,12 +3,13 @@ import contextlib
 import keras
 from keras import ops
 
-from keras_abra import backend, fit_arguments
+from keras_abra import backend, checks, fit_arguments
 from keras_abra.backbone_cut import cut_backbone
 from keras_abra.feature_statistics import shift_statistics
 from keras_abra.fused_step import fused_step
 from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
-from keras_abra.losses import ArcFace, CosFace, DistributionAlignment, softmax_cross_entropy
+from keras_abra.losses import ArcFace, DistributionAlignment, softmax_cross_entropy
+from keras_abra.models.embedder import Embedder
 from keras_abra.neck import embedding_neck
 from keras_abra.ramp import Ramp
 
@@ -92,7 +93,16 @@ class ABRAModel(backend.Trainer, keras.Model):
         self._template = _Untracked(FeatureStatisticsUncertainty() if uncertainty is None else uncertainty)
         self.loss_function = ArcFace() if loss is None else loss
         self.alignment = DistributionAlignment() if alignment is None else alignment
-        self._check_arguments(embedding_dim, perturbed_weight, warmup, class_names, num_classes)
+        checks.check_arguments(
+            self.uncertainty,
+            self.loss_function,
+            self.alignment,
+            embedding_dim,
+            perturbed_weight,
+            warmup,
+            class_names,
+            num_classes,
+        )
         if isinstance(perturb_after, str) or perturb_after is None:
             raise ValueError(f"`perturb_after` must be a list of layer names. Received: {perturb_after!r}")
         if keras.config.image_data_format() == "channels_first":
@@ -126,11 +136,6 @@ class ABRAModel(backend.Trainer, keras.Model):
     def build(self, input_shape=None):
         self.built = True
 
-    ONE_SAMPLE = (
-        "keras_abra: A training batch of one sample has no spread and no batch statistics. Use a larger batch, "
-        "and leave a last batch of one sample out (drop_remainder=True). [keras_abra]"
-    )
-
     @property
     def uncertainty(self):
         """The template of every stage."""
@@ -146,7 +151,7 @@ class ABRAModel(backend.Trainer, keras.Model):
     def embed(self, x, batch_size=None, verbose="auto", steps=None):
         """L2-normalized embeddings, float32 NumPy `(samples, embedding_dim)`. Arguments as for `predict`."""
         if self._embedder.value is None:
-            self._embedder.value = _Embedder(self)
+            self._embedder.value = Embedder(self)
         return self._embedder.value.predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
 
     def embed_features(self, features, training):
@@ -158,42 +163,12 @@ class ABRAModel(backend.Trainer, keras.Model):
         return ops.cast(features, "float32"), self.head(features)
 
     def unpack_inputs(self, inputs):
-        """`(image, experiment or None)` from images or a dict, checked.
-
-        Raises:
-            ValueError: if the image's rank, size, channels or type do not fit the backbone.
-        """
-        image, experiment = inputs, None
-        if isinstance(inputs, dict):
-            if "image" not in inputs:
-                raise ValueError(
-                    f"A dict of inputs needs the key 'image' (and may have 'experiment'). Received: {sorted(inputs)}"
-                )
-            image, experiment = inputs["image"], inputs.get("experiment")
-        expected, shape = tuple(self.backbone.inputs[0].shape), tuple(image.shape)
-        fits = len(shape) == 4 and all(
-            e is None or s is None or e == s for e, s in zip(expected[1:], shape[1:], strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"Images must have the backbone's shape (batch, height, width, channels) = {expected}. "
-                f"Received: {shape}"
-            )
-        dtype = keras.backend.standardize_dtype(image.dtype)
-        if "float" not in dtype and dtype != "uint8":
-            raise ValueError(f"Images must be float (standardized) or uint8. Received: dtype {dtype}")
-        return image, experiment
-
-    def check_labels(self, y):
-        """Raises a ValueError unless there is one class number for every sample."""
-        shape = None if y is None else tuple(y.shape)
-        if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-            raise ValueError(
-                "Every sample needs one integer label, shape (batch,). For one-hot labels: keras.ops.argmax(y, "
-                f"axis=-1). Received: {'no labels' if y is None else f'shape {shape}'}"
-            )
+        """`(image, experiment or None)`, checked: see `keras_abra.checks.unpack_inputs`."""
+        return checks.unpack_inputs(inputs, self.backbone.inputs[0].shape)
 
     # Training. `fused_step` runs these with the values of the variables of the pass it computes.
+
+    one_sample_message = checks.ONE_SAMPLE
 
     def fused_step(self, *args):
         """Gradients, state, losses and logits of one step: see `keras_abra.fused_step.fused_step`."""
@@ -306,35 +281,6 @@ class ABRAModel(backend.Trainer, keras.Model):
         with self._evaluation():
             return super().test_on_batch(*args, **kwargs)
 
-    def _check_arguments(self, embedding_dim, perturbed_weight, warmup, class_names, num_classes):
-        kinds = (
-            ("uncertainty", self.uncertainty, FeatureStatisticsUncertainty),
-            ("loss", self.loss_function, ArcFace | CosFace),
-            ("alignment", self.alignment, DistributionAlignment),
-        )
-        for name, value, kind in kinds:
-            if not isinstance(value, kind):
-                expected = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
-                raise ValueError(f"`{name}` must be a keras_abra {expected}. Received: {value!r}")
-        if self.uncertainty.radius is None:
-            raise ValueError(
-                "`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None"
-            )
-        if embedding_dim is not None and not (isinstance(embedding_dim, int) and embedding_dim >= 1):
-            raise ValueError(f"`embedding_dim` must be a positive integer or None. Received: {embedding_dim!r}")
-        if not (isinstance(perturbed_weight, int | float) and 0 <= perturbed_weight < float("inf")):
-            raise ValueError(f"`perturbed_weight` must be a number of at least 0. Received: {perturbed_weight!r}")
-        whole = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
-        if not (whole or (isinstance(warmup, float) and 0 <= warmup < 1)):
-            raise ValueError(
-                f"`warmup` must be a number of steps (int >= 0) or a share of all steps (float in [0, 1)). "
-                f"Received: {warmup!r}"
-            )
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(
-                f"`class_names` must name each of the {num_classes} classes. Received: {len(class_names)} names"
-            )
-
     def get_config(self):
         objects = {
             "backbone": self.backbone,
@@ -374,18 +320,6 @@ class _CrossEntropy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         return softmax_cross_entropy(y_true, y_pred)
-
-
-class _Embedder(keras.Model):
-    def __init__(self, model):
-        super().__init__(name="embedder", dtype=model.dtype_policy)
-        self.model = model
-        self.built = True
-
-    def call(self, inputs):
-        image, _ = self.model.unpack_inputs(inputs)
-        embedding, _ = self.model.embed_features(self.model.backbone(image, training=False), training=False)
-        return ops.normalize(embedding, axis=-1)
 
 
 def _pooling(output, dtype):

@@ -1,0 +1,81 @@
+"""What `ABRAModel` is given: its arguments, inputs and labels."""
+
+import keras
+
+from keras_abra.layers import FeatureStatisticsUncertainty
+from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
+
+ONE_SAMPLE = (
+    "keras_abra: A training batch of one sample has no spread and no batch statistics. Use a larger batch, "
+    "and leave a last batch of one sample out (drop_remainder=True). [keras_abra]"
+)
+
+
+def unpack_inputs(inputs, expected):
+    """`(image, experiment or None)` from images or a dict.
+
+    Args:
+        inputs: images, or a dict with `"image"` and perhaps `"experiment"`.
+        expected: shape of the backbone's input.
+
+    Raises:
+        ValueError: if the image's rank, size, channels or type do not fit the backbone.
+    """
+    image, experiment = inputs, None
+    if isinstance(inputs, dict):
+        if "image" not in inputs:
+            raise ValueError(
+                f"A dict of inputs needs the key 'image' (and may have 'experiment'). Received: {sorted(inputs)}"
+            )
+        image, experiment = inputs["image"], inputs.get("experiment")
+    expected, shape = tuple(expected), tuple(image.shape)
+    fits = len(shape) == 4 and all(
+        e is None or s is None or e == s for e, s in zip(expected[1:], shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"Images must have the backbone's shape (batch, height, width, channels) = {expected}. Received: {shape}"
+        )
+    dtype = keras.backend.standardize_dtype(image.dtype)
+    if "float" not in dtype and dtype != "uint8":
+        raise ValueError(f"Images must be float (standardized) or uint8. Received: dtype {dtype}")
+    return image, experiment
+
+
+def check_labels(y):
+    """Raises a ValueError unless there is one class number for every sample."""
+    shape = None if y is None else tuple(y.shape)
+    if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+        raise ValueError(
+            "Every sample needs one integer label, shape (batch,). For one-hot labels: keras.ops.argmax(y, "
+            f"axis=-1). Received: {'no labels' if y is None else f'shape {shape}'}"
+        )
+
+
+def check_arguments(uncertainty, loss, alignment, embedding_dim, perturbed_weight, warmup, class_names, num_classes):
+    """Raises a ValueError that names the first argument of `ABRAModel` that is of the wrong kind or out of range."""
+    kinds = (
+        ("uncertainty", uncertainty, FeatureStatisticsUncertainty),
+        ("loss", loss, ArcFace | CosFace),
+        ("alignment", alignment, DistributionAlignment),
+    )
+    for name, value, kind in kinds:
+        if not isinstance(value, kind):
+            expected = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
+            raise ValueError(f"`{name}` must be a keras_abra {expected}. Received: {value!r}")
+    if uncertainty.radius is None:
+        raise ValueError("`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None")
+    if embedding_dim is not None and not (isinstance(embedding_dim, int) and embedding_dim >= 1):
+        raise ValueError(f"`embedding_dim` must be a positive integer or None. Received: {embedding_dim!r}")
+    if not (isinstance(perturbed_weight, int | float) and 0 <= perturbed_weight < float("inf")):
+        raise ValueError(f"`perturbed_weight` must be a number of at least 0. Received: {perturbed_weight!r}")
+    whole = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
+    if not (whole or (isinstance(warmup, float) and 0 <= warmup < 1)):
+        raise ValueError(
+            f"`warmup` must be a number of steps (int >= 0) or a share of all steps (float in [0, 1)). "
+            f"Received: {warmup!r}"
+        )
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(
+            f"`class_names` must name each of the {num_classes} classes. Received: {len(class_names)} names"
+        )

@@ -1,0 +1,16 @@
+import keras
+from keras import ops
+
+
+class Embedder(keras.Model):
+    """The inference network of an `ABRAModel` up to the L2-normalized embedding."""
+
+    def __init__(self, model):
+        super().__init__(name="embedder", dtype=model.dtype_policy)
+        self.model = model
+        self.built = True
+
+    def call(self, inputs):
+        image, _ = self.model.unpack_inputs(inputs)
+        embedding, _ = self.model.embed_features(self.model.backbone(image, training=False), training=False)
+        return ops.normalize(embedding, axis=-1)
