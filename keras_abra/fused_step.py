@@ -168,14 +168,30 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
     return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
 
 
+class PenaltyScope(keras.StatelessScope):
+    """A stateless scope that keeps every `add_loss` in `penalties`.
+
+    When an outermost layer is called, Keras takes out of `scope.losses` what that layer added before, and knows it by
+    the `id` of the tensor. A pass calls several outermost layers, and after a step such an `id` may have gone to
+    another layer's penalty, which would be lost.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.penalties = []
+
+    def add_loss(self, loss):
+        self.penalties.append(loss)
+
+
 def _stateless(model, function, trainable, state):
     """Runs a function with the given values of the variables: its result, this replica's share of the summed `add_loss`
     penalties, and the new state."""
     variables = model.trainable_variables + model.non_trainable_variables
     mapping = zip(variables, [*trainable, *state], strict=True)
-    with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+    with PenaltyScope(state_mapping=mapping, collect_losses=True) as scope:
         result = function()
-    penalties = sum((ops.cast(ops.sum(loss), "float32") for loss in scope.losses), ops.zeros((), "float32"))
+    penalties = sum((ops.cast(ops.sum(loss), "float32") for loss in scope.penalties), ops.zeros((), "float32"))
     return result, penalties / backend.replicas(), [scope.get_current_value(v) for v in model.non_trainable_variables]
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_abra.fused_step import PenaltyScope
 from tests.gradients import gradients
 
 
@@ -32,7 +33,7 @@ class _Step:
         model = self.model
         variables = model.trainable_variables + model.non_trainable_variables
         mapping = zip(variables, [*trainable, *(self.state if state is None else state)], strict=True)
-        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+        with PenaltyScope(state_mapping=mapping, collect_losses=True) as scope:
             parts, statistics = model._parts.value, []
             x = parts[0](self.image, training=True)
             for part, offset in zip(parts[1:], [ops.convert_to_tensor(o) for o in offsets], strict=True):
@@ -46,7 +47,7 @@ class _Step:
             unit = embedding / ops.sqrt(ops.sum(embedding**2, axis=1, keepdims=True))
             kernel = ops.convert_to_tensor(model.head.kernel)
             cosine = ops.matmul(unit, kernel / ops.sqrt(ops.sum(kernel**2, axis=0, keepdims=True)))
-            penalty = sum(scope.losses)
+            penalty = sum(scope.penalties)
         return (
             cosine,
             embedding,

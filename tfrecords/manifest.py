@@ -57,7 +57,8 @@ def read_manifest(dest):
         schema = manifest["schema"]
         if schema == SCHEMA:
             missing = [key for key in _KEYS if key not in manifest]
-            missing += [f"experiments of {split}" for split in _SPLITS if split not in manifest["experiments"]]
+            experiments = manifest.get("experiments", _SPLITS)
+            missing += [f"experiments of {split}" for split in _SPLITS if split not in experiments]
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
     except (ValueError, KeyError, TypeError) as error:

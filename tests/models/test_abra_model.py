@@ -230,7 +230,7 @@ def test_data_sets_generators_and_py_datasets():
         def __getitem__(self, i):
             return {k: v[8 * i : 8 * i + 8] for k, v in x.items()}, y[8 * i : 8 * i + 8]
 
-    for data in (dataset, Batches(), (batch for batch in list(Batches()))):
+    for data in (dataset, Batches(), (Batches()[i] for i in range(2))):
         model = compiled("domain")
         history = model.fit(data, steps_per_epoch=2, verbose=0, shuffle=False)
         np.testing.assert_allclose(history.history["loss"], expected, rtol=1e-5)

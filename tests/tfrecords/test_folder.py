@@ -3,6 +3,12 @@ import pytest
 from tfrecords.folder import claim, finish, is_finished
 
 OPTIONS = {"seed": 0, "plan": "a"}
+KEYS = ("source", "image_shape", "classes", "cell_types", "shards", "index", "excluded", "versions")
+MANIFEST = dict.fromkeys(KEYS) | {
+    "schema": 1,
+    "options": OPTIONS,
+    "experiments": {split: [] for split in ("train", "id_test", "val", "test")},
+}
 
 
 def test_a_folder_is_finished_when_its_manifest_stands(tmp_path):
@@ -10,14 +16,14 @@ def test_a_folder_is_finished_when_its_manifest_stands(tmp_path):
     assert not is_finished(dest, OPTIONS)
     with claim(dest, OPTIONS):
         assert [path.name for path in dest.iterdir()] == ["unfinished.json"]
-        finish(dest, {"schema": 1, "options": OPTIONS})
+        finish(dest, MANIFEST)
     assert is_finished(dest, OPTIONS)
     assert [path.name for path in dest.iterdir()] == ["manifest.json"]
 
 
 def test_other_options_are_named(tmp_path):
     with claim(tmp_path, OPTIONS):
-        finish(tmp_path, {"schema": 1, "options": OPTIONS})
+        finish(tmp_path, MANIFEST)
     with pytest.raises(ValueError, match="in use: it was built with other options: seed 0, now 1. Repeat"):
         is_finished(tmp_path, OPTIONS | {"seed": 1})
     with pytest.raises(ValueError, match="plan 'a', now 'b' .plan: the source's tables or files are not"):
