@@ -2,6 +2,7 @@
 
 from keras_abra import layers, losses
 from keras_abra.backbone_cut import cut_backbone, valid_cuts
+from keras_abra.compute_cost import multiply_adds, step_cost, suffix_share
 from keras_abra.models import ABRAModel
 from keras_abra.neck import embedding_neck
 from keras_abra.non_finite_loss import NonFiniteLossError
@@ -15,5 +16,8 @@ __all__ = [
     "embedding_neck",
     "layers",
     "losses",
+    "multiply_adds",
+    "step_cost",
+    "suffix_share",
     "valid_cuts",
 ]

@@ -84,7 +84,25 @@ def _check(backbone):
         )
 
 
-def _node(tensor):
+def ordered_tensors(model):
+    """Symbolic tensors of a Functional or built Sequential model, each after those it is computed from, and a dict from
+    the id of each to these."""
+    sources = {id(tensor) for tensor in model.inputs}
+    order, parents = [], {}
+    stack = [(target, False) for target in model.outputs]
+    while stack:
+        tensor, done = stack.pop()
+        if done:
+            order.append(tensor)
+        elif id(tensor) not in parents:
+            parents[id(tensor)] = [] if id(tensor) in sources else list(tensor_node(tensor).input_tensors)
+            stack.append((tensor, True))
+            stack.extend((parent, False) for parent in parents[id(tensor)])
+    return order, parents
+
+
+def tensor_node(tensor):
+    """The call that a symbolic tensor comes from."""
     history = tensor._keras_history
     return history.operation._inbound_nodes[history.node_index]
 
@@ -93,16 +111,7 @@ def _cuts(backbone):
     """Names and tensors that every path goes through: paths to it times paths from it are all the paths there are."""
     _check(backbone)
     source, target = backbone.inputs[0], backbone.outputs[0]
-    order, parents = [], {}
-    stack = [(target, False)]
-    while stack:
-        tensor, done = stack.pop()
-        if done:
-            order.append(tensor)
-        elif id(tensor) not in parents:
-            parents[id(tensor)] = [] if tensor is source else list(_node(tensor).input_tensors)
-            stack.append((tensor, True))
-            stack.extend((parent, False) for parent in parents[id(tensor)])
+    order, parents = ordered_tensors(backbone)
     paths_to, paths_from = {id(source): 1}, {id(target): 1}
     for tensor in order:
         if tensor is not source:
@@ -114,7 +123,7 @@ def _cuts(backbone):
     for tensor in order:
         operation = tensor._keras_history.operation
         passed = paths_to[id(tensor)] * paths_from[id(tensor)] == paths_to[id(target)]
-        single = len(_node(tensor).output_tensors) == 1
+        single = len(tensor_node(tensor).output_tensors) == 1
         uses = sum(other._keras_history.operation is operation for other in order)
         if passed and single and uses == 1 and tensor is not source and len(tensor.shape) == 4:
             cuts[operation.name] = tensor

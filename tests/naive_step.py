@@ -34,7 +34,7 @@ class _Step:
         variables = model.trainable_variables + model.non_trainable_variables
         mapping = zip(variables, [*trainable, *(self.state if state is None else state)], strict=True)
         with PenaltyScope(state_mapping=mapping, collect_losses=True) as scope:
-            parts, statistics = model._parts.value, []
+            parts, statistics = model.backbone_parts, []
             x = parts[0](self.image, training=True)
             for part, offset in zip(parts[1:], [ops.convert_to_tensor(o) for o in offsets], strict=True):
                 mu, sigma = ops.mean(x, axis=(1, 2)), ops.sqrt(ops.var(x, axis=(1, 2)) + 1e-6)
@@ -164,7 +164,7 @@ class _Step:
         return slopes, [keras.ops.convert_to_numpy(v) for v in state], losses
 
     def prefix(self):
-        ids = {id(v) for v in self.model._parts.value[0].trainable_variables}
+        ids = {id(v) for v in self.model.backbone_parts[0].trainable_variables}
         return {i for i, v in enumerate(self.model.trainable_variables) if id(v) in ids}
 
     def draw(self, statistics, state):

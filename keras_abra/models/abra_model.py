@@ -141,6 +141,11 @@ class ABRAModel(backend.Trainer, keras.Model):
         """The template of every stage."""
         return self._template.value
 
+    @property
+    def backbone_parts(self):
+        """The backbone's parts between the perturbed stages, sharing its layers: see `cut_backbone`."""
+        return self._parts.value
+
     # Inference: the plain network.
 
     def call(self, inputs, training=None):
@@ -176,12 +181,12 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     def run_prefix(self, image):
         """The backbone up to the first perturbed stage."""
-        return self._parts.value[0](image, training=True)
+        return self.backbone_parts[0](image, training=True)
 
     def run_suffix(self, x, offsets):
         """From there to the backbone's output, each stage's statistics moved by its offsets: `(output, statistics)`."""
         statistics = []
-        for part, offset in zip(self._parts.value[1:], offsets, strict=True):
+        for part, offset in zip(self.backbone_parts[1:], offsets, strict=True):
             x, found = shift_statistics(x, offset)
             statistics.append(found)
             x = part(x, training=True)
