@@ -1,7 +1,6 @@
 """Peak memory of a training step, measured in each backend's own way."""
 
 import gc
-import resource
 
 import keras
 from step_counters import compile_jax_step
@@ -40,7 +39,7 @@ def peak_memory(build):
         analysis = compile_jax_step(model, *data).memory_analysis()
         sizes = analysis.temp_size_in_bytes, analysis.argument_size_in_bytes, analysis.output_size_in_bytes
         return sum(sizes) - analysis.alias_size_in_bytes
-    before = _resident()
+    before = _resident("VmRSS")
     model, (x, y) = build()
     for _ in range(3):
         model.train_on_batch(x, y)
@@ -53,9 +52,10 @@ def peak_memory(build):
         import torch
 
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _resident("VmHWM") - before
 
 
-def _resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _resident(name):
+    """Resident memory now (VmRSS) or at its peak (VmHWM), bytes; `getrusage` would give a child its parent's peak."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))

@@ -1,3 +1,5 @@
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -441,3 +443,21 @@ def test_export_is_the_plain_network(tmp_path):
     model.export(tmp_path / "exported", verbose=False)
     served = tf.saved_model.load(tmp_path / "exported")
     np.testing.assert_allclose(served.serve(x["image"]), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+
+    pooled = keras.layers.GlobalAveragePooling2D()(model.backbone.output)
+    plain = keras.Model(model.backbone.input, model.head(model.neck(pooled)) * model.loss_function.scale)
+    plain.export(tmp_path / "plain", verbose=False)
+    assert sum(operations(tmp_path / "plain").values()) > 20
+    assert operations(tmp_path / "exported") == operations(tmp_path / "plain")
+
+
+def operations(folder):
+    """How often each kind of operation that computes stands in an exported model's functions."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    functions = saved.meta_graphs[0].graph_def.library.function
+    kinds = collections.Counter(node.op for function in functions for node in function.node_def)
+    # of variables that are saved with the model
+    stored = {"Identity", "DisableCopyOnRead", "Const", "NoOp", "AssignVariableOp", "ReadVariableOp"}
+    return {kind: count for kind, count in kinds.items() if kind not in stored}
