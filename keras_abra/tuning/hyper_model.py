@@ -1,0 +1,224 @@
+import contextlib
+import json
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_abra.layers import FeatureStatisticsUncertainty
+from keras_abra.losses import ArcFace, DistributionAlignment
+from keras_abra.models import ABRAModel
+
+try:
+    import keras_tuner
+except ImportError as error:
+    raise ImportError(
+        'keras_abra.tuning needs KerasTuner, which is not installed: pip install "keras-abra[tune]"'
+    ) from error
+
+
+class _Space(NamedTuple):
+    """What is searched by default, and the package's own default."""
+
+    default: Any
+    values: Any  # (low, high) or a list of choices
+    log: bool = False
+    needs: tuple = ()  # (name, choices that make it meaningful)
+
+
+_ADVERSARY = ("stages", "any")
+_ALIGNMENTS = ["none", "symmetric_kl", "jensen_shannon", "coral", "mmd"]
+SPACES = {
+    "margin": _Space(0.5, (0.0, 0.6)),
+    "scale": _Space(30.0, (8.0, 64.0), log=True),
+    "warmup": _Space(0.1, (0.0, 0.3)),
+    "stages": _Space(None, None),
+    "radius": _Space(0.5, (0.05, 1.0), log=True, needs=(_ADVERSARY,)),
+    "steps": _Space(1, [0, 1, 3], needs=(_ADVERSARY,)),
+    "step_size": _Space(0.5, (0.1, 2.0), log=True, needs=(_ADVERSARY, ("steps", "positive"))),
+    "alignment": _Space("symmetric_kl", _ALIGNMENTS, needs=(_ADVERSARY,)),
+    "alignment_weight": _Space(1.0, (0.1, 10.0), log=True, needs=(_ADVERSARY, ("alignment", "any"))),
+    "learning_rate": _Space(1e-3, (1e-4, 1e-2), log=True),
+    "weight_decay": _Space(1e-5, (1e-6, 1e-1), log=True),
+}
+
+
+class ABRAHyperModel(keras_tuner.HyperModel):
+    """An `ABRAModel` whose margin, and what goes with it, KerasTuner searches.
+
+    Give it to any tuner of KerasTuner, with accuracy on *unseen validation experiments* as the objective; the test
+    experiments are for the end. `build` compiles the model itself: leave the tuner's `optimizer`, `loss` and `metrics`
+    alone, or it compiles again without the schedule.
+
+    Hyperparameters and their default spaces (and defaults: the package's own): `margin` 0 to 0.6 radians (0.5), `scale`
+    8 to 64 (30), `warmup` 0 to 0.3 of the steps (0.1), `stages` (the first that is given), `radius` 0.05 to 1 (0.5),
+    `steps` 0, 1 or 3 (1), `step_size` 0.1 to 2 radii (0.5), `alignment` (symmetric_kl) and `alignment_weight` 0.1 to 10
+    (1), `learning_rate` 1e-4 to 1e-2 (1e-3), `weight_decay` 1e-6 to 0.1 (1e-5). Scale, radius, step size, weight,
+    learning rate and decay are searched by their logarithm. What a choice makes meaningless is not searched: the
+    adversary's where no stage is perturbed, the step size where K is 0, the weight where there is no alignment.
+
+    Weights, noise and order of every execution are those of one seed: the first execution of a trial has `seed`, the
+    next `seed + 1` and so on, so that a setting that was found can be trained again by itself.
+
+    Args:
+        backbone: function without arguments that builds the backbone, a Functional `keras.Model`.
+        num_classes: integer of at least 2.
+        stages: lists of layer names to perturb after; the choice among them is searched. `[]` is the margin loss alone.
+        search: names of the hyperparameters to search, or a dict from name to space: `(low, high)`, a list of choices,
+            or None for the default space. Default: all of them.
+        fixed: dict from name to value: hyperparameters that are not searched. What is in neither has the default.
+        optimizer: function of `(learning_rate, weight_decay)` that makes the optimizer. Default
+            `keras.optimizers.AdamW`.
+        seed: integer of at least 0.
+        compile_arguments: more arguments of `compile`. Default `{"metrics": ["accuracy"]}`.
+        name: name of the hypermodel.
+        **kwargs: more arguments of `ABRAModel`: `embedding_dim`, `perturbed_weight`, `class_names`.
+
+    Raises:
+        ValueError: for an unknown name, a name in both `search` and `fixed`, or a space that is none.
+
+    Example:
+
+    >>> def backbone():
+    ...     image = keras.Input((16, 16, 6))
+    ...     x = keras.layers.Conv2D(8, 3, activation="relu", name="stem")(image)
+    ...     return keras.Model(image, keras.layers.Conv2D(8, 3, activation="relu")(x))
+    >>> hypermodel = ABRAHyperModel(backbone, 5, [["stem"]], search={"margin": (0.0, 0.3)}, embedding_dim=8)
+    >>> tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=8)  # doctest: +SKIP
+    >>> tuner.search(train, validation_data=val, epochs=20)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone,
+        num_classes,
+        stages,
+        search=None,
+        fixed=None,
+        optimizer=None,
+        seed=0,
+        compile_arguments=None,
+        name="abra",
+        **kwargs,
+    ):
+        super().__init__(name=name)
+        search = dict.fromkeys(SPACES if search is None else search) if not isinstance(search, dict) else dict(search)
+        fixed = dict(fixed or {})
+        if unknown := sorted({*search, *fixed} - SPACES.keys()):
+            raise ValueError(f"Unknown hyperparameters: {', '.join(unknown)}. Expected some of {', '.join(SPACES)}.")
+        if both := sorted(search.keys() & fixed.keys()):
+            raise ValueError(f"`search` and `fixed` both name {', '.join(both)}. A hyperparameter is one or the other.")
+        for key, space in search.items():
+            _check_space(key, space)
+        if not stages or any(isinstance(names, str) for names in stages):
+            raise ValueError(f"`stages` must be a list of lists of layer names. Received: {stages!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"`seed` must be an integer of at least 0. Received: {seed!r}")
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.stages = {"+".join(names) or "none": list(names) for names in stages}
+        self.search = search
+        self.fixed = fixed
+        self.optimizer = optimizer or (lambda rate, decay: keras.optimizers.AdamW(rate, weight_decay=decay))
+        self.seed = seed
+        self.compile_arguments = {"metrics": ["accuracy"]} if compile_arguments is None else compile_arguments
+        self.model_arguments = kwargs
+        self._fits = {}
+
+    def settings(self, hp):
+        """Declares the hyperparameters and gives their values: a dict, without those that are meaningless."""
+        values = {}
+        for name, space in SPACES.items():
+            with contextlib.ExitStack() as scopes:
+                parents = {parent: self._meaningful(parent, wanted) for parent, wanted in space.needs}
+                meaningful = all(values.get(parent) in choices for parent, choices in parents.items())
+                for parent, choices in parents.items():
+                    if parent in self.search and choices:
+                        scopes.enter_context(hp.conditional_scope(parent, choices))
+                if not all(parents.values()):
+                    continue  # no choice at all makes it meaningful
+                if name in self.search:
+                    value = self._declare(hp, name)
+                else:
+                    value = self.fixed.get(name, next(iter(self.stages)) if name == "stages" else space.default)
+                if meaningful:
+                    values[name] = value
+        return values
+
+    def build(self, hp):
+        """The compiled model of one setting."""
+        values = self.settings(hp)
+        keras.utils.set_random_seed(self.seed + self._fits.get(_key(hp), 0))
+        model = self.make(values)
+        model.compile(optimizer=self.make_optimizer(hp, values), **self.compile_arguments)
+        return model
+
+    def make_optimizer(self, hp, values):
+        """The optimizer of a dict of settings; to be overridden where more than they decides."""
+        return self.optimizer(values["learning_rate"], values["weight_decay"])
+
+    def make(self, values):
+        """The model of a dict of settings, as `settings` gives it; not compiled."""
+        backbone = self.backbone()
+        perturbed = {}
+        if names := self.stages.get(values["stages"], values["stages"]):
+            uncertainty = {name: values[name] for name in ("radius", "steps", "step_size") if name in values}
+            perturbed["uncertainty"] = FeatureStatisticsUncertainty(**uncertainty)
+            if values["alignment"] == "none":
+                perturbed["alignment"] = DistributionAlignment(weight=0.0)
+            else:
+                perturbed["alignment"] = DistributionAlignment(values["alignment"], weight=values["alignment_weight"])
+        loss = ArcFace(values["margin"], values["scale"])
+        warmup = float(values["warmup"])
+        return ABRAModel(
+            backbone, self.num_classes, names, loss=loss, warmup=warmup, **perturbed, **self.model_arguments
+        )
+
+    def fit(self, hp, model, *args, **kwargs):
+        self._fits[_key(hp)] = self._fits.get(_key(hp), 0) + 1
+        return super().fit(hp, model, *args, **kwargs)
+
+    def execution(self, hp):
+        """Number of the execution of this setting that is being fitted, from 0."""
+        return self._fits.get(_key(hp), 1) - 1
+
+    def _choices(self, name):
+        if name in self.fixed or name not in self.search:
+            value = self.fixed.get(name, SPACES[name].default)
+            return [next(iter(self.stages)) if value is None else value]
+        if name == "stages":
+            return list(self.search[name] or self.stages)
+        return list(self.search[name] or SPACES[name].values)
+
+    def _meaningful(self, name, wanted):
+        choices = self._choices(name)
+        return [choice for choice in choices if choice != "none" and (wanted == "any" or choice > 0)]
+
+    def _declare(self, hp, name):
+        space, given = SPACES[name], self.search[name]
+        values = self._choices(name) if name == "stages" else given or space.values
+        if isinstance(values, list):
+            default = space.default if space.default in values else values[0]
+            return hp.Choice(name, values, default=default)
+        low, high = values
+        default = min(max(space.default, low), high)
+        sampling = "log" if space.log and low > 0 else "linear"
+        return hp.Float(name, low, high, sampling=sampling, default=default)
+
+
+def _check_space(name, space):
+    if space is None:
+        return
+    numeric = isinstance(SPACES[name].default, float)
+    if numeric and isinstance(space, tuple) and len(space) == 2 and space[0] < space[1]:
+        return
+    if isinstance(space, list) and space:
+        return
+    raise ValueError(
+        f"The space of {name!r} must be {'(low, high) with low < high, ' if numeric else ''}a list of "
+        "choices, or None for the default. "
+        f"Received: {space!r}"
+    )
+
+
+def _key(hp):
+    return json.dumps(hp.values, sort_keys=True)

@@ -1,0 +1,66 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+WHOLE = ".whole"
+
+
+def repair_project(folder):
+    """Makes the folder of a search that was killed fit to be resumed. Call it before the tuner is made.
+
+    KerasTuner writes its state in place: a process that is killed in that moment leaves half a file. Files that are not
+    whole are taken back to their last whole copies, which a `DurableSearch` keeps beside them. A trial that the state
+    does not know, because the process ended before it was noted, is removed and will be chosen anew.
+
+    Args:
+        folder: the tuner's `directory` / `project_name`.
+
+    Returns:
+        Ids of the trials that were running and will be run anew, sorted.
+    """
+    folder = Path(folder)
+    state = _restore(folder / "oracle.json")
+    if state is None and (folder / "oracle.json").exists():
+        (folder / "oracle.json").unlink()
+    known = set(state["start_order"]) if state else set()
+    for trial in folder.glob("trial_*"):
+        if trial.name.removeprefix("trial_") not in known or _restore(trial / "trial.json") is None:
+            shutil.rmtree(trial)
+    return sorted(state["ongoing_trials"].values()) if state else []
+
+
+def backup_project(folder):
+    """Keeps a whole copy of the state of a search: see `repair_project`."""
+    _backup(Path(folder) / "oracle.json")
+
+
+def backup_trial(folder):
+    """Keeps a whole copy of the record of a trial: see `repair_project`."""
+    _backup(Path(folder) / "trial.json")
+
+
+def _copy_of(path):
+    return path.with_name(path.name + WHOLE)
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _restore(path):
+    """The content of a file, taken from its copy where it is not whole; None where there is neither."""
+    content = _read(path)
+    if content is None and (content := _read(_copy_of(path))) is not None:
+        os.replace(_copy_of(path), path)
+    return content
+
+
+def _backup(path):
+    if _read(path) is not None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, _copy_of(path))

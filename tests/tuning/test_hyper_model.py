@@ -1,0 +1,331 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+keras_tuner = pytest.importorskip("keras_tuner")
+
+from keras_abra.tuning import ABRAHyperModel, DurableSearch  # noqa: E402
+from tests.tiny import CLASSES, tiny_backbone, tiny_batch  # noqa: E402
+
+STAGES = [["stem"], ["stem", "stage1"]]
+
+
+def hypermodel(**kwargs):
+    defaults = {
+        "search": {"margin": (0.0, 0.5), "scale": [4.0, 8.0]},
+        "embedding_dim": 6,
+        "seed": 5,
+        "compile_arguments": {"metrics": ["accuracy"], "run_eagerly": True},
+    }
+    return ABRAHyperModel(lambda: tiny_backbone(dropout=0.0), CLASSES, STAGES, **{**defaults, **kwargs})
+
+
+def declared(model, **values):
+    """What a tuner finds in `build` with these choices: `(settings, names that are searched in them)`."""
+    hp = keras_tuner.HyperParameters()
+    hp.values.update(values)
+    settings = model.settings(hp)
+    return settings, {p.name for p in hp.space if hp.is_active(p)}
+
+
+# The spaces.
+
+
+def test_everything_is_searched_by_default_from_the_package_defaults():
+    settings, names = declared(hypermodel(search=None))
+    assert names == set(settings)
+    assert settings == {
+        "margin": 0.5,
+        "scale": 30.0,
+        "warmup": 0.1,
+        "stages": "stem",
+        "radius": 0.5,
+        "steps": 1,
+        "step_size": 0.5,
+        "alignment": "symmetric_kl",
+        "alignment_weight": 1.0,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-5,
+    }
+
+
+def test_what_a_choice_makes_meaningless_is_not_searched():
+    model = hypermodel(search=None)
+    model.stages["none"] = []
+    adversary = {"radius", "steps", "step_size", "alignment", "alignment_weight"}
+    settings, names = declared(model, stages="none")
+    assert not adversary & names and not adversary & settings.keys()
+    settings, names = declared(model, steps=0, alignment="none")
+    assert not {"step_size", "alignment_weight"} & names and {"radius", "steps", "alignment"} <= names
+
+
+def test_fixed_and_left_out():
+    model = hypermodel(search=["margin", "step_size"], fixed={"steps": 3, "radius": 0.2})
+    settings, names = declared(model)
+    assert names == {"margin", "step_size"}
+    assert (settings["steps"], settings["radius"], settings["scale"]) == (3, 0.2, 30.0)
+    assert declared(hypermodel(search=["margin", "step_size"], fixed={"steps": 0}))[1] == {"margin"}
+
+
+def test_the_default_lies_in_a_space_of_ones_own():
+    settings, _ = declared(hypermodel(search={"margin": (0.0, 0.3), "scale": [4.0, 8.0], "steps": [3]}))
+    assert (settings["margin"], settings["scale"], settings["steps"]) == (0.3, 4.0, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"search": ["marginn"]}, "Unknown hyperparameters: marginn. Expected some of margin, scale"),
+        ({"search": ["margin"], "fixed": {"margin": 0.1}}, "both name margin"),
+        ({"search": {"margin": (0.5, 0.1)}}, "space of 'margin' must be .low, high. with low < high.*Received: .0.5"),
+        ({"search": {"steps": (0, 3)}}, "space of 'steps' must be a list of choices"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hypermodel(**arguments)
+
+
+def test_stages_are_lists():
+    with pytest.raises(ValueError, match="`stages` must be a list of lists.*Received: .'stem'"):
+        ABRAHyperModel(tiny_backbone, CLASSES, ["stem"])
+
+
+# The model.
+
+
+def test_the_model_has_the_values():
+    hp = keras_tuner.HyperParameters()
+    chosen = {"margin": 0.3, "scale": 9.0, "stages": "stem+stage1", "steps": 0, "radius": 0.7, "alignment": "mmd"}
+    hp.values.update({**chosen, "alignment_weight": 2.0, "learning_rate": 0.01, "weight_decay": 0.1, "warmup": 0.2})
+    model = hypermodel(search=None).build(hp)
+    assert (model.loss_function.margin, model.loss_function.scale) == (0.3, pytest.approx(9.0))
+    assert (model.perturb_after, model.warmup) == (["stem", "stage1"], 0.2)
+    assert (model.uncertainty.steps, model.uncertainty.radius) == (0, 0.7)
+    assert (model.alignment.kind, model.alignment.weight) == ("mmd", 2.0)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+    assert model.optimizer.weight_decay == 0.1
+
+
+def test_executions_have_seeds_of_their_own_and_are_repeatable():
+    x, y = tiny_batch()
+    hp = keras_tuner.HyperParameters()
+
+    def losses(model):
+        found = []
+        for _ in range(2):
+            built = model.build(hp)
+            model.build(hp)  # as a tuner does without training it
+            built = model.build(hp)
+            found.append(model.fit(hp, built, x, y, batch_size=8, verbose=0).history["loss"][0])
+        return found
+
+    first, second = losses(hypermodel()), losses(hypermodel())
+    assert first == second
+    assert first[0] != first[1]
+
+
+# Searches.
+
+
+def search(folder, kind=keras_tuner.RandomSearch, model=None, epochs=1, **kwargs):
+    tuner = type("Search", (DurableSearch, kind), {})
+    arguments = {} if kind is keras_tuner.Hyperband else {"max_trials": 3}
+    tuner = tuner(
+        model or hypermodel(),
+        keras_tuner.Objective("val_accuracy", "max"),
+        directory=folder,
+        project_name="search",
+        seed=1,
+        **{**arguments, **kwargs},
+    )
+    x, y = tiny_batch(16)
+    tuner.search(x, y, validation_data=(x, y), epochs=epochs, batch_size=8, verbose=0)
+    return tuner
+
+
+@pytest.mark.parametrize("kind", ["RandomSearch", "BayesianOptimization", "GridSearch", "Hyperband"])
+def test_every_tuner_gives_working_objects(tmp_path, kind):
+    kwargs = {"max_epochs": 2, "factor": 2} if kind == "Hyperband" else {}
+    tuner = search(tmp_path, getattr(keras_tuner, kind), **kwargs)
+    ended = [trial for trial in tuner.oracle.trials.values() if trial.status == "COMPLETED"]
+    assert len(ended) >= 3
+    best = tuner.get_best_hyperparameters()[0]
+    assert 0.0 <= best.get("margin") <= 0.5
+    x, y = tiny_batch(16)
+    model = tuner.get_best_models()[0]
+    accuracy = model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)["accuracy"]
+    assert accuracy == pytest.approx(tuner.oracle.get_best_trials()[0].score, abs=1e-6)
+
+
+def test_weights_of_bad_trials_are_removed(tmp_path):
+    tuner = search(tmp_path, max_trials=4)
+    weights = list((tmp_path / "search").glob("trial_*/*.weights.h5"))
+    assert [path.parent.name for path in weights] == [f"trial_{tuner.oracle.get_best_trials()[0].trial_id}"]
+    assert len(list((tmp_path / "search").glob("trial_*/trial.json"))) == 4
+
+
+def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path):
+    class Failing(ABRAHyperModel):
+        def make_optimizer(self, hp, values):
+            if values["scale"] == 8.0:
+                return keras.optimizers.SGD(1e30)  # the loss is soon not finite
+            return super().make_optimizer(hp, values)
+
+    model = Failing(
+        lambda: tiny_backbone(dropout=0.0),
+        CLASSES,
+        STAGES,
+        search={"scale": [4.0, 8.0], "margin": [0.1, 0.2]},
+        embedding_dim=6,
+    )
+    tuner = search(tmp_path, keras_tuner.GridSearch, model, epochs=3, max_trials=4, max_consecutive_failed_trials=3)
+    trials = tuner.oracle.trials.values()
+    failed = [trial for trial in trials if trial.status == "FAILED"]
+    assert sorted(trial.hyperparameters.get("scale") for trial in failed) == [8.0, 8.0]
+    assert all("NonFiniteLossError" in trial.message and "epoch" in trial.message for trial in failed)
+    assert [trial.hyperparameters.get("scale") for trial in trials if trial.status == "COMPLETED"] == [4.0, 4.0]
+
+
+def test_executions_of_a_trial_differ(tmp_path):
+    tuner = search(tmp_path, max_trials=1, executions_per_trial=2)
+    (trial,) = tuner.oracle.trials.values()
+    values = trial.metrics.get_history("loss")[0].value
+    assert len(values) == 1 and tuner.hypermodel.execution(trial.hyperparameters) == 1
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="HParams are written by TensorFlow")
+def test_tensorboard_gets_the_hyperparameters(tmp_path):
+    tuner = type("Search", (DurableSearch, keras_tuner.RandomSearch), {})(
+        hypermodel(), "val_accuracy", max_trials=1, directory=tmp_path, project_name="search"
+    )
+    x, y = tiny_batch(16)
+    board = keras.callbacks.TensorBoard(tmp_path / "logs")
+    tuner.search(x, y, validation_data=(x, y), epochs=1, batch_size=8, verbose=0, callbacks=[board])
+    content = b"".join(path.read_bytes() for path in (tmp_path / "logs").rglob("*tfevents*"))
+    assert b"_hparams_" in content and b"margin" in content
+
+
+# Processes of their own: they are killed, or speak to each other.
+
+SCRIPT = """
+import sys, time
+import keras, keras_tuner
+sys.path.insert(0, {root!r})
+from tests.tuning.test_hyper_model import hypermodel
+from tests.tiny import tiny_batch
+from keras_abra.tuning import DurableSearch, repair_project
+
+class Report(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        print("epoch", epoch, flush=True)
+        time.sleep({pause})
+
+kind = type("Search", (DurableSearch, getattr(keras_tuner, {kind!r})), {{}})
+print("again", repair_project({folder!r} + "/search"), flush=True)
+tuner = kind(hypermodel(), keras_tuner.Objective("val_accuracy", "max"), directory={folder!r}, project_name="search",
+             seed=1, **{arguments!r})
+x, y = tiny_batch(16)
+tuner.search(x, y, validation_data=(x, y), epochs=2, batch_size=8, verbose=0, callbacks=[Report()])
+print("done", flush=True)
+"""
+
+
+def start(folder, kind="RandomSearch", pause=0.0, arguments=None, environment=None):
+    import os
+    from pathlib import Path
+
+    root = str(Path(__file__).parents[2])
+    code = SCRIPT.format(
+        root=root, folder=str(folder), kind=kind, pause=pause, arguments=arguments or {"max_trials": 4}
+    )
+    variables = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": root, **(environment or {})}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def records(folder):
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("search/trial_*/trial.json")}
+
+
+@pytest.mark.parametrize("kind", ["RandomSearch", "Hyperband"])
+def test_a_killed_search_goes_on(tmp_path, kind):
+    arguments = {"max_epochs": 2, "factor": 2} if kind == "Hyperband" else {"max_trials": 4}
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    whole = start(unbroken, kind, arguments=arguments)
+    cut = start(broken, kind, pause=0.05, arguments=arguments)
+    seen = 0
+    for line in cut.stdout:
+        seen += line.startswith("epoch 0")
+        if seen == 3:  # in the midst of the third trial
+            cut.kill()
+            break
+    cut.communicate()
+    before = {name: trial for name, trial in records(broken).items() if trial["status"] == "COMPLETED"}
+    assert len(before) == 2
+    output, errors = start(broken, kind, arguments=arguments).communicate()
+    assert "done" in output, errors[-2000:]
+    assert "again ['" in output
+    whole.communicate()
+    after = records(broken)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() == records(unbroken).keys()
+    assert {trial["status"] for trial in after.values()} == {"COMPLETED"}
+
+    def values(trials):
+        return {name: trial["hyperparameters"]["values"] for name, trial in trials.items()}
+
+    assert values(after) == values(records(unbroken))
+
+
+def test_half_a_file_is_taken_back_to_the_whole_one(tmp_path):
+    from keras_abra.tuning import repair_project
+
+    search(tmp_path, max_trials=2)
+    project = tmp_path / "search"
+    for name in ("oracle.json", "trial_1/trial.json"):
+        (project / name).write_text((project / name).read_text()[:40])
+    (project / "trial_2").mkdir()
+    assert repair_project(project) == []
+    assert not (project / "trial_2").exists()
+    tuner = search(tmp_path, max_trials=3)
+    assert len(tuner.oracle.trials) == 3
+    assert {t.status for t in tuner.oracle.trials.values()} <= {"COMPLETED", "RUNNING"}
+
+
+def test_a_chief_and_two_workers(tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    oracle = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
+    names = ("chief", "worker-1", "worker-2")
+    processes = [start(tmp_path, environment={**oracle, "KERASTUNER_TUNER_ID": name}) for name in names]
+    results = [process.communicate(timeout=300) for process in processes]
+    assert all("done" in output for output, _ in results), [errors[-1000:] for _, errors in results]
+    assert len(records(tmp_path)) == 4
+    assert {trial["status"] for trial in records(tmp_path).values()} == {"COMPLETED"}
+    trained = [output.count("epoch 0") for output, _ in results]
+    assert trained[0] == 0 and sum(trained) == 4
+    weights = list(tmp_path.glob("search/trial_*/*.weights.h5"))
+    assert 1 <= len(weights) <= 2  # each worker knows its own trials
+
+
+def test_importing_the_package_does_not_load_keras_tuner():
+    code = "import sys, keras_abra; sys.exit('keras_tuner' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_predictions_of_the_best_model_need_nothing_else(tmp_path):
+    model = search(tmp_path, max_trials=1).get_best_models()[0]
+    model.save(tmp_path / "best.keras")
+    x, _ = tiny_batch()
+    again = keras.models.load_model(tmp_path / "best.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
