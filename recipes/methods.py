@@ -5,7 +5,7 @@ from backbones import tiny_resnet
 
 from keras_abra import ABRAModel, cut_backbone, embedding_neck, valid_cuts
 from keras_abra.layers import FeatureStatisticsUncertainty
-from keras_abra.losses import ArcFace
+from keras_abra.losses import ArcFace, DistributionAlignment
 
 # Where ABRA perturbs (early: perturbing next to the head cost accuracy in prototypes), and where DSU does (all stages).
 PERTURB = {"tiny_resnet": ["stem", "stage1"], "ResNet50": ["conv2_block3_out", "conv3_block4_out"]}
@@ -33,9 +33,9 @@ def check_backbone(name, method, perturb_after):
         raise ValueError(f"--perturb-after is needed for {name}. Valid: {', '.join(cuts)}")
 
 
-def build_model(method, settings, perturb_after, shape, names):
+def build_model(method, settings, shape, names):
     backbone = make_backbone(settings["backbone"], shape)
-    stages = perturb_after or {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
+    stages = settings["stages"] or {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
     if method == "erm":
         x = keras.layers.GlobalAveragePooling2D()(backbone.output)
         x = embedding_neck(x.shape[-1], settings["embedding_dim"])(x)
@@ -47,10 +47,18 @@ def build_model(method, settings, perturb_after, shape, names):
         len(names),
         perturb_after=stages if method == "abra" else (),
         embedding_dim=settings["embedding_dim"],
-        uncertainty=FeatureStatisticsUncertainty(radius=settings["radius"]),
+        uncertainty=FeatureStatisticsUncertainty(
+            radius=settings["radius"], steps=settings["steps"], step_size=settings["step_size"]
+        ),
         loss=ArcFace(settings["margin"], settings["scale"]),
+        alignment=make_alignment(settings["alignment"], settings["alignment_weight"]),
+        warmup=settings["warmup"],
         class_names=names,
     )
+
+
+def make_alignment(kind, weight):
+    return DistributionAlignment(weight=0.0) if kind == "none" else DistributionAlignment(kind, weight=weight)
 
 
 def make_backbone(name, shape):

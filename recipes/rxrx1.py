@@ -40,9 +40,19 @@ from tfrecords import (
 )
 from tfrecords.screen_layout import layout
 
+# ABRA's own, the package's defaults.
+ABRA = {
+    "stages": None,  # those of methods.PERTURB
+    "warmup": 0.1,
+    "steps": 1,
+    "step_size": 0.5,
+    "alignment": "symmetric_kl",
+    "alignment_weight": 1.0,
+    "patience": None,  # epochs without a better accuracy on val after which training ends
+}
 # The embedded screen: learning rate, decay, epochs and batch are those chosen for ERM before ABRA was run on it
 # (recipes/results/screen_acceptance.md); margin, scale and radius were chosen on its validation experiments.
-EMBEDDED = {
+EMBEDDED = ABRA | {
     "backbone": "tiny_resnet",
     "image_size": None,
     "epochs": 45,
@@ -59,7 +69,7 @@ EMBEDDED = {
 # ResNet-50, 256 px, batch 72, Adam 1e-3, weight decay 1e-5 (coupled there, decoupled here), 5,415 steps of warm-up,
 # cosine, 90 epochs; all six channels. Neck 1,024, margin 0.5 and scale 30: first place of the Kaggle competition. The
 # radius is the package's provisional default.
-REAL = {
+REAL = ABRA | {
     "backbone": "ResNet50",
     "image_size": 256,
     "epochs": 90,
@@ -77,8 +87,11 @@ REAL = {
 def main(argv=None):
     args = parse(argv)
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
+    settings.update(read_hparams(args.hparams, settings))
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
-    check_backbone(settings["backbone"], args.method, args.perturb_after)
+    if args.perturb_after:
+        settings["stages"] = args.perturb_after
+    check_backbone(settings["backbone"], args.method, settings["stages"])
     output = make_output(args.output)
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
@@ -102,9 +115,10 @@ def main(argv=None):
 
     strategy = make_strategy()
     with strategy.scope():
-        model = build_model(args.method, settings, args.perturb_after, shape, names)
+        keras.utils.set_random_seed(args.seed)  # what came before must not count
+        model = build_model(args.method, settings, shape, names)
         model.compile(optimizer=make_optimizer(settings, steps), metrics=["accuracy"], **erm_loss(args.method))
-    fit(model, train, records, labelled, options, settings["epochs"], output, args.seed)
+    fit(model, train, records, labelled, options, settings, output, args.seed)
 
     metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
     tables = []
@@ -138,6 +152,7 @@ def parse(argv):
     parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="needed for backbones other than these two")
     parser.add_argument("--image-size", type=int, help="pixels (default: as on disk, or 256 with --data)")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")
+    parser.add_argument("--hparams", type=Path, help="JSON of settings, as recipes/tune_margin.py writes it")
     parser.add_argument("--label", help="column of the table that gives the classes (default: sirna_id)")
     parser.add_argument("--mixed-precision", action="store_true", help="float16 where it is safe")
     args = parser.parse_args(argv)
@@ -147,6 +162,23 @@ def parse(argv):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
     return args
+
+
+def read_hparams(file, settings):
+    """Settings of a JSON file; the arguments of the command line come before them."""
+    if file is None:
+        return {}
+    try:
+        found = json.loads(file.read_text())["settings"]
+        names = found.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'--hparams {file} is no file of settings ({type(error).__name__}: {error}). Expected JSON {{"settings": '
+            '{"margin": 0.2, ...}}, as recipes/tune_margin.py writes it.'
+        ) from None
+    if unknown := sorted(names - settings.keys()):
+        raise ValueError(f"--hparams {file}: unknown settings {', '.join(unknown)}. Expected some of {[*settings]}.")
+    return found
 
 
 def make_output(folder):
@@ -218,7 +250,7 @@ def make_strategy():
     return tf.distribute.get_strategy()
 
 
-def fit(model, train, records, splits, options, epochs, output, seed):
+def fit(model, train, records, splits, options, settings, output, seed):
     """Trains, and leaves the model with the weights of the epoch that was best on the validation experiments."""
     callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
     validation = None
@@ -228,7 +260,9 @@ def fit(model, train, records, splits, options, epochs, output, seed):
         callbacks.append(
             keras.callbacks.ModelCheckpoint(weights, "val_accuracy", save_best_only=True, save_weights_only=True)
         )
-    verbose = 1 if sys.stdout.isatty() else 2
+        if settings["patience"]:
+            callbacks.append(keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max"))
+    verbose, epochs = 1 if sys.stdout.isatty() else 2, settings["epochs"]
     if not isinstance(model, ABRAModel):
         callbacks.append(StopOnNonFiniteLoss())
     try:

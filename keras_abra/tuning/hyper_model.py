@@ -147,7 +147,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
     def build(self, hp):
         """The compiled model of one setting."""
         values = self.settings(hp)
-        keras.utils.set_random_seed(self.seed + self._fits.get(_key(hp), 0))
+        keras.utils.set_random_seed(self.execution_seed(hp))
         model = self.make(values)
         model.compile(optimizer=self.make_optimizer(hp, values), **self.compile_arguments)
         return model
@@ -177,9 +177,9 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         self._fits[_key(hp)] = self._fits.get(_key(hp), 0) + 1
         return super().fit(hp, model, *args, **kwargs)
 
-    def execution(self, hp):
-        """Number of the execution of this setting that is being fitted, from 0."""
-        return self._fits.get(_key(hp), 1) - 1
+    def execution_seed(self, hp):
+        """Seed of the next execution of a setting: `seed` plus the number of those that were fitted in this process."""
+        return self.seed + self._fits.get(_key(hp), 0)
 
     def _choices(self, name):
         if name in self.fixed or name not in self.search:

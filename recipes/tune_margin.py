@@ -1,0 +1,244 @@
+"""Find the angular margin, and what goes with it, that generalizes to experiments the model has not seen.
+
+    python recipes/tune_margin.py                                     # embedded screen, about ten minutes on two cores
+    python recipes/tune_margin.py --data RXRX1 --records RECORDS      # the real screen
+    python recipes/tune_margin.py --output runs/tune-0001 --resume    # after a kill, or for more --trials
+
+Searches with KerasTuner; the objective is the best accuracy of a training on the validation experiments (whole
+experiments; the test experiments are never read). Ends with a table of trials, a plot of margin against accuracy, the
+best setting as JSON and as a command line of recipes/rxrx1.py. `--confirm` then trains that setting and the default
+one with three seeds each and scores the test experiments once.
+
+KerasTuner's chief and workers: set KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, build the
+records first, and give every process the same --records and --output.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import keras_tuner
+from methods import PERTURB, build_model, check_backbone, make_optimizer
+from rxrx1 import EMBEDDED, REAL, is_embedded, make_strategy, prepare_records
+from tuning_report import show_trials, trials_table
+
+from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project
+from keras_abra.tuning.hyper_model import SPACES
+from tfrecords import class_names, read_manifest, read_records
+
+TUNERS = {
+    "random": keras_tuner.RandomSearch,
+    "bayesian": keras_tuner.BayesianOptimization,
+    "hyperband": keras_tuner.Hyperband,
+    "grid": keras_tuner.GridSearch,
+}
+# What is searched: on the embedded screen around its own defaults, of 44 classes; on the real one the package's spaces.
+EMBEDDED_SPACES = {"margin": (0.0, 0.5), "scale": [8.0, 12.0, 16.0, 24.0], "radius": (0.05, 0.5)}
+PATIENCE = 0.35  # of the epochs without a better accuracy: a trial ends
+FAILURES = 5  # one after another: the search ends
+
+
+class ScreenHyperModel(ABRAHyperModel):
+    """The model and the data of recipes/rxrx1.py: a trial is one of its runs."""
+
+    def __init__(self, records, settings, validation, **kwargs):
+        self.records, self.settings_of_job, self.validation = records, settings, validation
+        manifest = read_manifest(records)
+        self.kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
+        self.shape, self.names = tuple(manifest["image_shape"]), class_names(records, self.kinds)
+        stages = settings["stages"] or PERTURB[settings["backbone"]]
+        super().__init__(None, len(self.names), [stages[:1], stages, []] if len(stages) > 1 else [stages, []], **kwargs)
+
+    def read(self, split, **kwargs):
+        return read_records(
+            self.records, split, batch_size=self.settings_of_job["batch_size"], kinds=self.kinds, **kwargs
+        )
+
+    def job(self, values):
+        """All settings of the job that this trial is."""
+        return {**self.settings_of_job, **values, "stages": self.stages[values["stages"]]}
+
+    def make(self, values):
+        job = self.job(values)
+        method = "abra" if job["stages"] else "arcface"
+        return build_model(method, job, self.shape, self.names)
+
+    def make_optimizer(self, hp, values):
+        epochs = hp.values.get("tuner/epochs", self.settings_of_job["epochs"])
+        return make_optimizer(
+            {**self.job(values), "epochs": epochs}, int(self.read("train", training=True).cardinality())
+        )
+
+    def fit(self, hp, model, **kwargs):
+        first = kwargs.get("initial_epoch", 0)
+        train = self.read("train", training=True, seed=self.execution_seed(hp), first_epoch=first)
+        model.optimizer.iterations.assign(first * int(train.cardinality()))  # Hyperband goes on with weights alone
+        validation = self.read(self.validation)
+        return super().fit(hp, model, train, validation_data=validation, shuffle=False, **kwargs)
+
+
+def main(argv=None):
+    args = parse(argv)
+    role = os.environ.get("KERASTUNER_TUNER_ID", "")
+    settings = dict(EMBEDDED if is_embedded(args) else REAL)
+    settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
+    settings["patience"] = max(3, round(PATIENCE * settings["epochs"]))
+    check_backbone(settings["backbone"], "abra", settings["stages"])
+    spaces = {name: EMBEDDED_SPACES.get(name) if is_embedded(args) else None for name in args.search}
+    plan = {
+        "tuner": args.tuner,
+        "seed": args.seed,
+        "search": {name: list(space) if space else None for name, space in spaces.items()},
+        "validation_split": args.validation_split,
+        "data": None if args.data is None else str(args.data.resolve()),
+        "settings": settings,
+        "backend": keras.backend.backend(),
+    }
+    if not role or role == "chief":
+        claim_output(args.output, plan, args.resume)
+    records = prepare_records(args, settings, args.output)
+    fixed = {name: settings[name] for name in SPACES if name not in spaces and name != "stages"}
+    if "stages" not in spaces:
+        fixed["stages"] = "+".join(settings["stages"] or PERTURB[settings["backbone"]])
+    hypermodel = ScreenHyperModel(records, settings, args.validation_split, search=spaces, fixed=fixed, seed=args.seed)
+    tuner = make_tuner(args, hypermodel, settings["epochs"])
+    stop = keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max")
+    tuner.search(epochs=settings["epochs"], callbacks=[stop], verbose=1 if sys.stdout.isatty() else 2)
+    if role and role != "chief":
+        return None
+    return report(args, tuner, hypermodel, records)
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tuner", choices=TUNERS, default="random")
+    parser.add_argument("--trials", type=int, default=10, help="default: 10; Hyperband decides by itself")
+    parser.add_argument(
+        "--search", nargs="+", choices=SPACES, default=["margin", "scale"], help="default: margin scale"
+    )
+    parser.add_argument("--data", type=Path, help="RxRx1 release or Kaggle folder (default: the embedded screen)")
+    parser.add_argument("--records", type=Path, help="folder of TFRecords to keep or reuse")
+    parser.add_argument("--output", type=Path, default=Path("runs/tune"), help="default: runs/tune")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with the search in the output folder")
+    parser.add_argument("--confirm", action="store_true", help="train best and default with three seeds, score test")
+    parser.add_argument("--epochs", type=int, help="of a trial (default: as recipes/rxrx1.py)")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--executions", type=int, default=1, help="trainings of a trial, with seeds of their own")
+    parser.add_argument("--validation-split", default="val", help="val (default) or id_test; never a test split")
+    args = parser.parse_args(argv)
+    args.label = args.image_size = None
+    if args.validation_split not in ("val", "id_test"):
+        parser.error(
+            f"--validation-split {args.validation_split}: margins are chosen on val (or id_test); the test experiments "
+            "are scored once, at the end (--confirm)"
+        )
+    for name in ("trials", "executions", "epochs", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
+    return args
+
+
+def claim_output(output, plan, resume):
+    """Takes the output folder for this search, or refuses it, naming what differs."""
+    file = output / "search.json"
+    plan = json.loads(json.dumps(plan))
+    if not output.exists() or not any(output.iterdir()):
+        output.mkdir(parents=True, exist_ok=True)
+        temporary = output / "search.json.tmp"
+        temporary.write_text(json.dumps(plan, indent=2) + "\n")
+        temporary.replace(file)
+        return
+    if not file.is_file():
+        raise ValueError(f"--output {output} is in use, and not by a search. Name a new or empty folder.")
+    before = json.loads(file.read_text())
+    differing = [
+        f"{key} {before.get(key)!r}, now {plan.get(key)!r}"
+        for key in sorted({*before, *plan})
+        if before.get(key) != plan.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"--output {output} holds another search: {'; '.join(differing)}. Repeat its options, or name a new folder."
+        )
+    if not resume:
+        raise ValueError(f"--output {output} holds this search already: add --resume to go on, or name a new folder.")
+    again = repair_project(output / "trials")
+    print(f"Going on with the search in {output}" + (f"; anew: trial {', '.join(again)}" if again else ""), flush=True)
+
+
+def make_tuner(args, hypermodel, epochs):
+    kind = type("Search", (DurableSearch, TUNERS[args.tuner]), {})
+    limit = {"max_epochs": epochs, "factor": 3} if args.tuner == "hyperband" else {"max_trials": args.trials}
+    strategy = make_strategy()
+    return kind(
+        hypermodel,
+        keras_tuner.Objective("val_accuracy", "max"),
+        directory=args.output,
+        project_name="trials",
+        seed=args.seed + 1,  # KerasTuner takes 0 for none
+        executions_per_trial=args.executions,
+        max_consecutive_failed_trials=FAILURES,
+        distribution_strategy=strategy if strategy.num_replicas_in_sync > 1 else None,
+        **limit,
+    )
+
+
+def report(args, tuner, hypermodel, records):
+    trials = trials_table(tuner.oracle.trials.values())
+    show_trials(trials, args.output, default=hypermodel.settings_of_job["margin"])
+    best = tuner.oracle.get_best_trials()[0]
+    if best.status != "COMPLETED":
+        raise ValueError(f"No trial of the search in {args.output} ended well; the reasons stand in trials.csv.")
+    job = hypermodel.job(hypermodel.settings(best.hyperparameters))
+    names = [*SPACES, "epochs", "batch_size", "patience"]
+    found = {"settings": {name: job[name] for name in names}, "seed": args.seed, "val_accuracy": best.score}
+    if not job["stages"]:
+        del found["settings"]["stages"]
+    hparams = args.output / "best.json"
+    hparams.write_text(json.dumps(found, indent=2) + "\n")
+    command = ["python", "recipes/rxrx1.py", "--records", str(records), "--hparams", str(hparams)]
+    command += ["--seed", str(args.seed)] + ([] if job["stages"] else ["--method", "arcface"])
+    print(f"\nBest: {args.validation_split} accuracy {best.score:.3f}, trial {best.trial_id}; {hparams}")
+    print(f"Train it: {shlex.join(command)}")
+    found["command"] = shlex.join(command)
+    if args.confirm:
+        found["confirmed"] = confirm(args, command, records)
+        hparams.with_name("confirmed.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def confirm(args, command, records):
+    """Accuracy on the test experiments of the best and of the default setting, three seeds each, scored once."""
+    scores = {}
+    default = [part for part in command if part not in ("--hparams", str(args.output / "best.json"))]
+    for name, base in (("best", command), ("default", default)):
+        scores[name] = []
+        for seed in range(args.seed + 1, args.seed + 4):
+            output = args.output / "confirm" / f"{name}-{seed}"
+            if not (output / "metrics.json").is_file():
+                run = [sys.executable, str(Path(__file__).with_name("rxrx1.py")), *base[2:]]
+                run[run.index("--seed") + 1] = str(seed)
+                print(f"Confirming: {name}, seed {seed}", flush=True)
+                subprocess.run([*run, "--output", str(output)], check=True, stdout=subprocess.DEVNULL)
+            splits = json.loads((output / "metrics.json").read_text())["splits"]
+            scores[name].append({split: splits[split]["accuracy"] for split in splits})
+        for split in scores[name][0]:
+            values = [100 * score[split] for score in scores[name]]
+            print(f"{name:>8} {split:>8}: {statistics.mean(values):.1f} +- {statistics.stdev(values):.1f} %")
+    return scores
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"tune_margin.py: error: {error}")
