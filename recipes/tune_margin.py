@@ -54,7 +54,7 @@ class ScreenHyperModel(ABRAHyperModel):
         manifest = read_manifest(records)
         self.kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
         self.shape, self.names = tuple(manifest["image_shape"]), class_names(records, self.kinds)
-        stages = settings["stages"] or PERTURB[settings["backbone"]]
+        stages = settings["stages"]
         super().__init__(None, len(self.names), [stages[:1], stages, []] if len(stages) > 1 else [stages, []], **kwargs)
 
     def read(self, split, **kwargs):
@@ -91,6 +91,7 @@ def main(argv=None):
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
     settings["patience"] = max(3, round(PATIENCE * settings["epochs"]))
+    settings["stages"] = args.perturb_after or PERTURB.get(settings["backbone"])
     check_backbone(settings["backbone"], "abra", settings["stages"])
     spaces = {name: EMBEDDED_SPACES.get(name) if is_embedded(args) else None for name in args.search}
     plan = {
@@ -107,7 +108,7 @@ def main(argv=None):
     records = prepare_records(args, settings, args.output)
     fixed = {name: settings[name] for name in SPACES if name not in spaces and name != "stages"}
     if "stages" not in spaces:
-        fixed["stages"] = "+".join(settings["stages"] or PERTURB[settings["backbone"]])
+        fixed["stages"] = "+".join(settings["stages"])
     hypermodel = ScreenHyperModel(records, settings, args.validation_split, search=spaces, fixed=fixed, seed=args.seed)
     tuner = make_tuner(args, hypermodel, settings["epochs"])
     stop = keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max")
@@ -131,17 +132,20 @@ def parse(argv):
     parser.add_argument("--resume", action="store_true", help="go on with the search in the output folder")
     parser.add_argument("--confirm", action="store_true", help="train best and default with three seeds, score test")
     parser.add_argument("--epochs", type=int, help="of a trial (default: as recipes/rxrx1.py)")
+    parser.add_argument("--backbone", help="tiny_resnet or a model of keras.applications, as recipes/rxrx1.py")
+    parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="stages, for backbones other than these")
+    parser.add_argument("--image-size", type=int, help="pixels")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--executions", type=int, default=1, help="trainings of a trial, with seeds of their own")
     parser.add_argument("--validation-split", default="val", help="val (default) or id_test; never a test split")
     args = parser.parse_args(argv)
-    args.label = args.image_size = None
+    args.label = None
     if args.validation_split not in ("val", "id_test"):
         parser.error(
             f"--validation-split {args.validation_split}: margins are chosen on val (or id_test); the test experiments "
             "are scored once, at the end (--confirm)"
         )
-    for name in ("trials", "executions", "epochs", "batch_size"):
+    for name in ("trials", "executions", "epochs", "batch_size", "image_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
     return args
@@ -199,8 +203,7 @@ def report(args, tuner, hypermodel, records):
     if best.status != "COMPLETED":
         raise ValueError(f"No trial of the search in {args.output} ended well; the reasons stand in trials.csv.")
     job = hypermodel.job(hypermodel.settings(best.hyperparameters))
-    names = [*SPACES, "epochs", "batch_size", "patience"]
-    found = {"settings": {name: job[name] for name in names}, "seed": args.seed, "val_accuracy": best.score}
+    found = {"settings": dict(job), "seed": args.seed, "val_accuracy": best.score}
     if not job["stages"]:
         del found["settings"]["stages"]
     hparams = args.output / "best.json"
@@ -211,22 +214,26 @@ def report(args, tuner, hypermodel, records):
     print(f"Train it: {shlex.join(command)}")
     found["command"] = shlex.join(command)
     if args.confirm:
-        found["confirmed"] = confirm(args, command, records)
+        found["confirmed"] = confirm(args, command, hypermodel.settings_of_job)
         hparams.with_name("confirmed.json").write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 
-def confirm(args, command, records):
+def confirm(args, command, settings):
     """Accuracy on the test experiments of the best and of the default setting, three seeds each, scored once."""
     scores = {}
-    default = [part for part in command if part not in ("--hparams", str(args.output / "best.json"))]
-    for name, base in (("best", command), ("default", default)):
+    default = args.output / "default.json"
+    default.write_text(json.dumps({"settings": settings}, indent=2) + "\n")
+    for name, hparams in (("best", args.output / "best.json"), ("default", default)):
         scores[name] = []
         for seed in range(args.seed + 1, args.seed + 4):
             output = args.output / "confirm" / f"{name}-{seed}"
             if not (output / "metrics.json").is_file():
-                run = [sys.executable, str(Path(__file__).with_name("rxrx1.py")), *base[2:]]
+                run = [sys.executable, str(Path(__file__).with_name("rxrx1.py")), *command[2:]]
+                run[run.index("--hparams") + 1] = str(hparams)
                 run[run.index("--seed") + 1] = str(seed)
+                if name == "default" and "--method" in run:
+                    del run[run.index("--method") :]
                 print(f"Confirming: {name}, seed {seed}", flush=True)
                 subprocess.run([*run, "--output", str(output)], check=True, stdout=subprocess.DEVNULL)
             splits = json.loads((output / "metrics.json").read_text())["splits"]

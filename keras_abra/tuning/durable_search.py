@@ -14,6 +14,7 @@ class DurableSearch:
       of running trials + the trials of Hyperband's open brackets. `trial.json`, the record of a trial, stays. (A worker
       of a distributed Hyperband removes nothing: it does not know the brackets.)
 
+    >>> import keras_tuner
     >>> class RandomSearch(DurableSearch, keras_tuner.RandomSearch):
     ...     keep_checkpoints = 3
     """

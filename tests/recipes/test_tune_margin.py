@@ -1,0 +1,109 @@
+"""The search, as a user starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import pandas as pd
+import pytest
+
+pytest.importorskip("keras_tuner")
+
+from tfrecords import build_records, write_screen  # noqa: E402
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
+OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", "8", "--epochs", "2", "--trials", "3", "--output", "out")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    write_screen(folder / "screen", image_size=24, treatments=8, experiments=SMALL)
+    build_records(folder / "screen", folder / "records")
+    return folder / "records"
+
+
+def start(name, folder, *arguments):
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    command = [sys.executable, str(RECIPES / name), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def tune(folder, *arguments):
+    process = start("tune_margin.py", folder, *arguments)
+    output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def search(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    code, output, errors = tune(folder, "--records", records, *OPTIONS)
+    assert code == 0, errors[-2000:]
+    return folder, output
+
+
+def test_every_trial_stands_in_the_table_and_the_picture(search):
+    folder, output = search
+    trials = pd.read_csv(folder / "out" / "trials.csv")
+    assert len(trials) == 3 and set(trials["status"]) == {"COMPLETED"}
+    assert trials["margin"].between(0, 0.6).all() and trials["margin"].nunique() == 3
+    assert (folder / "out" / "margin.png").stat().st_size > 5000
+    best = json.loads((folder / "out" / "best.json").read_text())
+    assert best["val_accuracy"] == pytest.approx(trials["val_accuracy"].max())
+    assert "Best: val accuracy" in output
+
+
+def test_the_printed_command_gives_the_accuracy_again(search):
+    folder, output = search
+    command = next(line for line in output.splitlines() if line.startswith("Train it: ")).split()[2:]
+    assert command[:2] == ["python", "recipes/rxrx1.py"]
+    process = start("rxrx1.py", folder, *command[2:], "--output", "again")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    accuracy = json.loads((folder / "again" / "metrics.json").read_text())["splits"]["val"]["accuracy"]
+    assert accuracy == pytest.approx(json.loads((folder / "out" / "best.json").read_text())["val_accuracy"], abs=1e-6)
+
+
+def test_a_finished_search_is_resumed_without_training(search, records):
+    folder, _ = search
+    before = (folder / "out" / "trials.csv").read_text()
+    code, output, errors = tune(folder, "--records", records, *OPTIONS, "--resume")
+    assert code == 0, errors[-2000:]
+    assert "Epoch" not in output and (folder / "out" / "trials.csv").read_text() == before
+
+
+def test_another_search_is_refused_by_what_differs(search, records):
+    folder, _ = search
+    code, _, errors = tune(folder, "--records", records, *OPTIONS, "--seed", "3", "--resume")
+    assert code != 0 and "holds another search: seed 0, now 3" in errors and "Traceback" not in errors
+    code, _, errors = tune(folder, "--records", records, *OPTIONS)
+    assert code != 0 and "holds this search already: add --resume" in errors
+
+
+def test_the_test_experiments_are_refused(tmp_path):
+    code, _, errors = tune(tmp_path, "--validation-split", "test")
+    assert code != 0 and "--validation-split test: margins are chosen on val" in errors
+
+
+def test_a_killed_search_goes_on(records, tmp_path):
+    process = start("tune_margin.py", tmp_path, "--records", records, *OPTIONS)
+    for line in process.stdout:
+        if line.startswith("Trial 1 Complete"):
+            time.sleep(0.5)
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.communicate()
+    first = json.loads((tmp_path / "out" / "trials" / "trial_0" / "trial.json").read_text())
+    code, output, errors = tune(tmp_path, "--records", records, *OPTIONS, "--resume")
+    assert code == 0, errors[-2000:]
+    assert json.loads((tmp_path / "out" / "trials" / "trial_0" / "trial.json").read_text()) == first
+    assert len(pd.read_csv(tmp_path / "out" / "trials.csv")) == 3
