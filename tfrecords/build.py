@@ -1,14 +1,10 @@
 """Builds TFRecords from a screen: `python -m tfrecords.build SOURCE DEST`."""
 
 import argparse
-import multiprocessing
-import os
 import sys
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from tfrecords.channels import CHANNELS, describe_missing, find_missing
 from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
@@ -16,13 +12,11 @@ from tfrecords.folder import claim, finish, is_finished
 from tfrecords.images import load_channel
 from tfrecords.labels import LABELS, class_map
 from tfrecords.manifest import EXCLUDED, INDEX, SCHEMA, hash_bytes, package_versions, read_manifest, write_whole
+from tfrecords.parallel import run_tasks
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
 from tfrecords.sources import COLUMNS, find_layout, read_sites
 from tfrecords.splits import SPLITS, assign_splits, count_splits
 from tfrecords.write import Task, write_shard
-
-# Below this many pixels one process has written all before a second one has started.
-_PIXELS_FOR_PROCESSES = 2e9
 
 
 def build_records(source, dest, *, image_size=None, seed=0, strict=False, label="sirna_id", workers=None):
@@ -77,7 +71,10 @@ def build_records(source, dest, *, image_size=None, seed=0, strict=False, label=
         print(f"{dest} already holds these records: nothing to do.")
         return read_manifest(dest)
     with claim(dest, options):
-        written = _write_all(source, dest, complete, shards, size, image_size, workers)
+        tasks = _tasks(source, dest, complete, shards, size, image_size)
+        pixels = len(complete) * size[0] * size[1] * len(CHANNELS)
+        results = run_tasks(write_shard, tasks, workers=workers, total=len(complete), size=pixels, name="records")
+        written = {result.name: result for result in results}
         manifest = {
             "schema": SCHEMA,
             "source": str(source),
@@ -126,53 +123,13 @@ def _report_missing(source, sites, reasons, strict):
     print(f"{report}\nThey are left out, and listed in {EXCLUDED}.")
 
 
-def _write_all(source, dest, sites, shards, size, image_size, workers):
+def _tasks(source, dest, sites, shards, size, image_size):
     columns = [*COLUMNS, "prefix"]
     sites = sites[columns].astype({"sirna_id": object}).set_index("site_id", drop=False)
     sites["sirna_id"] = sites["sirna_id"].where(sites["sirna_id"].notna(), None)
-    rows = dict(zip(sites.index, sites.to_dict("records"), strict=True))
-    tasks = [
-        Task(str(source), str(dest), shard.name, [rows[i] for i in shard.site_ids], CHANNELS, size, image_size)
-        for shard in shards
-    ]
-    progress = tqdm(total=len(sites), unit="site", desc="records")
-    written = {}
-
-    def note(task, result):
-        written[task.name] = result
-        progress.update(len(task.sites))
-
-    executor, own = _executor(workers, len(tasks), len(sites) * size[0] * size[1] * len(CHANNELS))
-    with progress:
-        if executor is None:
-            for task in tasks:
-                note(task, write_shard(task))
-            return written
-        futures = {executor.submit(write_shard, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                note(futures[future], future.result())
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        finally:
-            if own:
-                executor.shutdown(wait=True, cancel_futures=True)
-    return written
-
-
-def _executor(workers, tasks, pixels):
-    if isinstance(workers, Executor):
-        return workers, False
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = workers if pixels >= _PIXELS_FOR_PROCESSES else 1
-    if min(workers, tasks) <= 1:
-        return None, False
-    # Not forked: TensorFlow's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(min(workers, tasks), mp_context=context, initializer=keep_tensorflow_off_gpu), True
+    for shard in shards:
+        rows = sites.loc[[*shard.site_ids]].to_dict("records")
+        yield Task(str(source), str(dest), shard.name, rows, CHANNELS, size, image_size), len(rows)
 
 
 def _index(sites, shards, classes, label):

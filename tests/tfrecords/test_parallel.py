@@ -1,0 +1,48 @@
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import pytest
+
+from tfrecords.parallel import run_tasks
+
+
+def double(task):
+    return 2 * task
+
+
+def run(count, workers, function=double):
+    tasks = ((i, 1) for i in range(count))
+    return run_tasks(function, tasks, workers=workers, total=count, size=0, name="test")
+
+
+def test_every_result_comes_once_whoever_runs_it():
+    with ThreadPoolExecutor(3) as threads:
+        for workers in (None, 1, threads):
+            assert sorted(run(200, workers)) == list(range(0, 400, 2))
+
+
+def test_no_more_than_a_bounded_number_of_tasks_exists():
+    class Instant(Executor):
+        def submit(self, function, task):
+            future = Future()
+            future.set_result(function(task))
+            return future
+
+    made = []
+    tasks = ((made.append(i) or i, 1) for i in range(1000))
+    results = run_tasks(double, tasks, workers=Instant(), total=1000, size=0, name="test")
+    next(results)
+    assert len(made) == 64
+    assert len(list(results)) == 999
+
+
+def test_an_error_ends_the_work_and_is_raised():
+    begun = []
+
+    def fail_at_70(task):
+        begun.append(task)
+        if task == 70:
+            raise ValueError("task 70 is bad")
+
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="task 70 is bad"):
+        list(run(1000, threads, fail_at_70))
+    assert len(begun) < 200

@@ -1,0 +1,81 @@
+"""Runs one function over many tasks: in this process, in processes of its own, or on any executor."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from tfrecords.devices import keep_tensorflow_off_gpu
+
+# Below this many bytes of pixels one process has done all before a second one has started.
+_BYTES_FOR_PROCESSES = 2e9
+# Tasks handed to an executor whose number of workers cannot be asked; the rest wait as they are, unmade.
+_IN_FLIGHT = 64
+
+
+def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
+    """Runs `function` on each task and gives the results as they come, with progress, rate and time left.
+
+    No more than a bounded number of tasks exist at a time, so that memory does not grow with their number. After an
+    error nothing new is begun, and the error is raised.
+
+    Args:
+        function: of one task; with processes, importable by name.
+        tasks: iterable of (task, number of sites in it).
+        workers: number of processes; a `concurrent.futures.Executor`; or None for one process a core, and this process
+            alone where there is little to do.
+        total: number of sites in all tasks.
+        size: bytes of pixels in all tasks.
+        name: what is done, for the progress bar.
+
+    Yields:
+        Each task's result, in no particular order.
+    """
+    with tqdm(total=total, unit="site", desc=name) as progress, _executor(workers, size) as (executor, most):
+        if executor is None:
+            for task, count in tasks:
+                yield function(task)
+                progress.update(count)
+            return
+        running = {}
+        try:
+            for task, count in tasks:
+                running[executor.submit(function, task)] = count
+                if len(running) >= most:
+                    yield from _harvest(running, progress)
+            while running:
+                yield from _harvest(running, progress)
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _harvest(running, progress):
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        count = running.pop(future)
+        yield future.result()
+        progress.update(count)
+
+
+@contextmanager
+def _executor(workers, size):
+    if isinstance(workers, Executor):
+        yield workers, max(_IN_FLIGHT, 2 * getattr(workers, "_max_workers", 0))
+        return
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = workers if size >= _BYTES_FOR_PROCESSES else 1
+    if workers <= 1:
+        yield None, 1
+        return
+    # Not forked: TensorFlow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=keep_tensorflow_off_gpu)
+    try:
+        yield executor, 2 * workers
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
