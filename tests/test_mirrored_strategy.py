@@ -1,7 +1,5 @@
 """Two replicas take the step that one device takes on the global batch."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
@@ -9,20 +7,13 @@ from keras import ops
 
 from keras_abra.layers import FeatureStatisticsUncertainty
 from tests.recording import RecordingOptimizer
-from tests.tiny import tiny_batch, tiny_model
+from tests.replicas import two_replicas
+from tests.tiny import smooth_backbone, tiny_batch, tiny_model
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("MirroredStrategy is TensorFlow's", allow_module_level=True)
 
 import tensorflow as tf
-
-
-def smooth_backbone():
-    """Without batch normalization and dropout, which are the replicas' own affair."""
-    image = keras.Input((8, 8, 2))
-    conv = {"padding": "same", "activation": "tanh", "kernel_regularizer": keras.regularizers.L2(0.01)}
-    x = keras.layers.Conv2D(3, 3, name="stem", kernel_initializer=keras.initializers.HeNormal(1), **conv)(image)
-    return keras.Model(image, keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.HeNormal(2), **conv)(x))
 
 
 def one_step(strategy, structure, monkeypatch):
@@ -45,11 +36,6 @@ def one_step(strategy, structure, monkeypatch):
     stage = model.stages[0]
     means = [stage.experiment_means.numpy()] if structure == "domain" else []
     return optimizer.recorded(), logs, means
-
-
-@functools.cache  # a second strategy in one process gives its collectives the keys of the first, and they mix
-def two_replicas():
-    return tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices()[:2]])
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "low_rank", "domain"])

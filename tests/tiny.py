@@ -30,6 +30,14 @@ def tiny_backbone(dropout=0.2, regularizer=1e-2):
     return keras.Model(image, x, name="tiny")
 
 
+def smooth_backbone():
+    """As `tiny_backbone`, without batch normalization and dropout, which are the replicas' own affair; cut `stem`."""
+    image = keras.Input((8, 8, 2))
+    conv = {"padding": "same", "activation": "tanh", "kernel_regularizer": keras.regularizers.L2(0.01)}
+    x = keras.layers.Conv2D(3, 3, name="stem", kernel_initializer=keras.initializers.HeNormal(1), **conv)(image)
+    return keras.Model(image, keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.HeNormal(2), **conv)(x))
+
+
 def tiny_model(structure="diagonal", steps=1, perturb_after=("stem",), backbone=None, layer=None, **kwargs):
     """An `ABRAModel` that starts at full margin and adversary."""
     extra = {"num_experiments": EXPERIMENTS} if structure == "domain" else {}

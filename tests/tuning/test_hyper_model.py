@@ -9,7 +9,8 @@ import pytest
 keras_tuner = pytest.importorskip("keras_tuner")
 
 from keras_abra.tuning import ABRAHyperModel, DurableSearch  # noqa: E402
-from tests.tiny import CLASSES, tiny_backbone, tiny_batch  # noqa: E402
+from tests.replicas import two_replicas  # noqa: E402
+from tests.tiny import CLASSES, smooth_backbone, tiny_backbone, tiny_batch  # noqa: E402
 
 STAGES = [["stem"], ["stem", "stage1"]]
 
@@ -197,6 +198,25 @@ def test_executions_of_a_trial_differ(tmp_path):
     (trial,) = tuner.oracle.trials.values()
     values = trial.metrics.get_history("loss")[0].value
     assert len(values) == 1 and tuner.hypermodel.execution_seed(trial.hyperparameters) == 5 + 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="MirroredStrategy is TensorFlow's")
+def test_trials_train_under_mirrored_strategy(tmp_path):
+    replicas = []
+
+    class Watched(ABRAHyperModel):
+        def fit(self, hp, model, *args, **kwargs):
+            replicas.append(model.distribute_strategy.num_replicas_in_sync)
+            return super().fit(hp, model, *args, **kwargs)
+
+    # Replicas validate with their own moving statistics, but save the mean of them: here there are none.
+    model = Watched(smooth_backbone, CLASSES, STAGES[:1], search={"margin": (0.0, 0.5)}, embedding_dim=None, seed=5)
+    tuner = search(tmp_path, model=model, max_trials=2, distribution_strategy=two_replicas())
+    assert replicas == [2, 2]
+    assert [trial.status for trial in tuner.oracle.trials.values()] == ["COMPLETED"] * 2
+    x, y = tiny_batch(16)
+    accuracy = tuner.get_best_models()[0].evaluate(x, y, batch_size=8, verbose=0, return_dict=True)["accuracy"]
+    assert accuracy == pytest.approx(tuner.oracle.get_best_trials()[0].score, abs=1e-6)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="HParams are written by TensorFlow")
