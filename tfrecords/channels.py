@@ -1,16 +1,20 @@
-"""Which of a site's channel files are there."""
+"""Which of a site's files are there."""
 
 import os
 from pathlib import Path
 
 import pandas as pd
 
+from tfrecords.images import channel_files
+
 # w1-w6: nuclei, endoplasmic reticulum, actin, nucleoli and cytoplasmic RNA, mitochondria, Golgi.
 CHANNELS = (1, 2, 3, 4, 5, 6)
+# Red, green and blue of WILDS's files.
+WILDS_CHANNELS = (1, 2, 3)
 
 
 def find_missing(source, sites, channels=CHANNELS):
-    """Says of each site which channel files it lacks. Lists each plate's folder once instead of asking for each file.
+    """Says of each site which channel files it lacks. Lists each folder once instead of asking for each file.
 
     Args:
         source: folder of the tables.
@@ -22,21 +26,24 @@ def find_missing(source, sites, channels=CHANNELS):
         site out, such as `"missing channels w5, w6"` or `"no files"`.
     """
     source = Path(source)
-    reasons = []
     listed = {}
-    endings = [f"_w{channel}.png" for channel in channels]
-    for prefix in sites["prefix"]:
-        folder, _, stem = prefix.rpartition("/")
+
+    def is_there(file):
+        folder, _, name = file.rpartition("/")
         if folder not in listed:
             listed[folder] = _list_files(source / folder)
-        names = listed[folder]
-        missing = [ending for ending in endings if stem + ending not in names] if names else endings
+        return name in listed[folder]
+
+    reasons = []
+    for path in sites["path"]:
+        files = [file for file, _ in channel_files(path, channels)]
+        missing = [channel for channel, file in zip(channels, files, strict=True) if not is_there(file)]
         if not missing:
             reasons.append("")
-        elif len(missing) == len(endings):
+        elif len(missing) == len(files):
             reasons.append("no files")
         else:
-            reasons.append("missing channels " + ", ".join(ending[1:-4] for ending in missing))
+            reasons.append("missing channels " + ", ".join(f"w{channel}" for channel in missing))
     return pd.Series(reasons, index=sites.index, dtype=object, name="reason")
 
 

@@ -1,91 +1,123 @@
-"""PNG files of a site -> one uint8 array."""
+"""Files of a site -> one uint8 array."""
 
-import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from tfrecords.decode import decode_file
+
+# Stands in a site's path where the number of a channel stands in the names of its files.
+CHANNEL = "{channel}"
 
 
-def load_channel(path, size=None):
-    """Reads one channel: an 8-bit grey PNG file.
-
-    Every chunk's checksum is verified, since decoders let some damage pass.
+def channel_files(path, channels):
+    """Where the channels of a site are.
 
     Args:
-        path: the file.
-        size: `(height, width)` in pixels that it must have, or None for any.
+        path: from `read_sites`. With `{channel}` in it, a file for each channel has its number there; without, one
+            file holds all channels, as the planes of an RGB image or the pages of a TIFF; a tuple of paths has one
+            for each channel.
+        channels: numbers of the channels, from 1, in the order wanted.
 
     Returns:
-        numpy.ndarray, uint8, `(height, width)`.
+        List of (file, plane) in the order of `channels`: the path below the source, and the place in the file, from 0,
+        or None where the file holds one channel.
+    """
+    if isinstance(path, tuple):
+        return [(path[channel - 1], None) for channel in channels]
+    if CHANNEL in path:
+        return [(path.replace(CHANNEL, str(channel)), None) for channel in channels]
+    return [(path, channel - 1) for channel in channels]
+
+
+def load_channel(path, size=None, plane=None):
+    """Reads one channel.
+
+    Args:
+        path: the file, see `decode_file`.
+        size: `(height, width)` in pixels that it must have, or None for any.
+        plane: place of the channel in a file of several; None (default) for a file of one.
+
+    Returns:
+        numpy.ndarray, uint8 or uint16, `(height, width)`.
 
     Raises:
-        ValueError: naming the file if it is truncated, damaged, no PNG, or of another size or mode.
+        ValueError: naming the file if it is damaged or no image, or of another size or number of channels.
     """
-    data = Path(path).read_bytes()
-    fault = _fault(data)
-    if fault:
-        raise ValueError(f"{path}: expected a whole PNG file; found {fault}. Download or copy the file again.")
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.mode != "L":
-                raise ValueError(
-                    f"{path}: expected an 8-bit grey PNG (mode L), one channel a file; found mode {image.mode}. "
-                    "Convert the file, or take the folder that holds single channels."
-                )
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, zlib.error) as error:
-        raise ValueError(f"{path}: the PNG cannot be decoded ({error}). Download or copy the file again.") from None
-    if size is not None and pixels.shape != tuple(size):
+    return _pick(path, decode_file(path), size, plane)
+
+
+def _pick(path, planes, size, plane):
+    height, width, count = planes.shape
+    if plane is None and count != 1:
+        raise ValueError(
+            f"{path}: expected a grey image, one channel a file; found {count} channels (RGB, or pages). Convert "
+            "the file, or take the folder that holds single channels."
+        )
+    if plane is not None and plane >= count:
+        raise ValueError(f"{path}: expected a file with channel {plane + 1}; found {count}. Name other channels.")
+    if size is not None and (height, width) != tuple(size):
         raise ValueError(
             f"{path}: expected {size[0]} x {size[1]} pixels (height x width) as in the first site; found "
-            f"{pixels.shape[0]} x {pixels.shape[1]}. All images of a build have one size: correct or remove the file."
+            f"{height} x {width}. All images of a build have one size: correct or remove the file."
         )
-    return pixels
+    return planes[..., plane or 0]
 
 
-def load_site(source, prefix, channels, size, image_size=None):
-    """Reads the channels of a site, and resizes them if asked.
+def load_site(source, path, channels, size, crop=None, image_size=None, ranges=None):
+    """Reads the channels of a site; crops, scales to 8 bits and resizes them if asked, in this order.
 
     Args:
         source: folder of the tables.
-        prefix: path of the site's files up to `_w1.png`, from `read_sites`.
+        path: where the site's files are, see `channel_files`.
         channels: channel numbers, in the order wanted.
         size: `(height, width)` of the files in pixels.
+        crop: edge of the square cut out of the centre, in pixels of the file; None for the whole field.
         image_size: edge of the result in pixels; each pixel is the mean over the area it covers (Pillow's BOX
             filter), which neither rings nor aliases. None keeps the pixels as they are on disk.
+        ranges: for each channel (low, high), the grey levels that become 0 and 255; None for 8-bit files as they are.
 
     Returns:
         numpy.ndarray, uint8, `(height, width, channels)`.
     """
-    planes = []
-    for channel in channels:
-        pixels = load_channel(Path(source) / f"{prefix}_w{channel}.png", size)
+    planes, name, decoded = [], None, None
+    for i, (file, plane) in enumerate(channel_files(path, channels)):
+        if file != name:
+            name, decoded = file, decode_file(Path(source) / file)
+        pixels = crop_centre(_pick(Path(source) / file, decoded, size, plane), crop)
+        if ranges is not None:
+            pixels = scale_to_bytes(pixels, *ranges[i])
+        elif pixels.dtype != np.uint8:
+            raise ValueError(
+                f"{Path(source) / file}: expected 8 bits a pixel; found 16 (mode I;16). Say which grey levels become "
+                "0 and 255: describe the screen with an intensity range."
+            )
         if image_size is not None and pixels.shape != (image_size, image_size):
-            pixels = np.asarray(Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BOX))
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            pixels = np.asarray(image.resize((image_size, image_size), Image.Resampling.BOX))
         planes.append(pixels)
     return np.stack(planes, axis=-1)
 
 
-def _fault(data):
-    if not data.startswith(SIGNATURE):
-        return "no PNG signature" if data else "an empty file"
-    position = len(SIGNATURE)
-    while position < len(data):
-        if position + 12 > len(data):
-            return f"its end at byte {len(data)}, inside a chunk (truncated)"
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if end > len(data):
-            return f"its end at byte {len(data)}, where a chunk needs {end} (truncated)"
-        body = memoryview(data)[position + 4 : end - 4]
-        if zlib.crc32(body) != struct.unpack_from(">I", data, end - 4)[0]:
-            return f"a wrong checksum in the chunk at byte {position} (damaged)"
-        if kind == b"IEND":
-            return None
-        position = end
-    return f"its end at byte {len(data)}, before the closing chunk (truncated)"
+def crop_centre(pixels, edge):
+    """Cuts the square of `edge` pixels out of the centre of `(height, width, ...)`; where the rest is odd, the larger
+    part of it is left below and on the right. None gives all."""
+    if edge is None:
+        return pixels
+    top, left = (pixels.shape[0] - edge) // 2, (pixels.shape[1] - edge) // 2
+    return pixels[top : top + edge, left : left + edge]
+
+
+def scale_to_bytes(pixels, low, high):
+    """Maps grey levels `low` to 0 and `high` to 255, in between linearly and rounded, and what is outside to the ends.
+
+    Args:
+        pixels: array of unsigned integers.
+        low, high: grey levels, `low < high`.
+
+    Returns:
+        numpy.ndarray, uint8, of the same shape.
+    """
+    scaled = (pixels.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

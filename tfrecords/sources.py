@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from tfrecords.images import CHANNEL
+from tfrecords.splits import SPLITS
 from tfrecords.table import check_cells, check_sites, read_table
 
 KAGGLE_TABLES = ("train.csv", "test.csv", "train_controls.csv", "test_controls.csv")
@@ -21,12 +24,20 @@ COLUMNS = (
     "sirna",
     "sirna_id",
 )
+# What the loader of RxRx1-WILDS reads (p-lambda/wilds, rxrx1_dataset.py); its siRNAs are numbered as RxRx1's.
+_WILDS_COLUMNS = ("dataset", "site", "experiment", "plate", "well", "cell_type", "sirna_id")
+TREATMENTS, NEGATIVE_CONTROL = 1108, 1138
+LAYOUTS = ("auto", "rxrx1", "wilds", "kaggle")
 SITES_PER_WELL = 2
 KINDS = ("treatment", "positive_control", "negative_control")
 
 
 def find_layout(source):
-    """Recognizes the layout of a source folder: `"rxrx1"` (metadata.csv) or `"kaggle"` (the competition's four tables).
+    """Recognizes the layout of a source folder.
+
+    `"kaggle"` has the competition's four tables. RxRx1's release and RxRx1-WILDS both have metadata.csv and images/:
+    the first folder of images found tells whether a site is a file for each channel (`B02_s1_w1.png`, `"rxrx1"`) or
+    one RGB file (`B02_s1.png`, `"wilds"`). Without any image it is `"rxrx1"`.
 
     Raises:
         ValueError: if the folder does not exist or holds neither.
@@ -35,7 +46,7 @@ def find_layout(source):
     if not source.is_dir():
         raise ValueError(f"The source {str(source)!r} is not a folder. Pass the folder that holds the tables.")
     if (source / "metadata.csv").is_file():
-        return "rxrx1"
+        return "wilds" if _has_rgb_files(source / "images") else "rxrx1"
     missing = [name for name in KAGGLE_TABLES if not (source / name).is_file()]
     if not missing:
         return "kaggle"
@@ -47,48 +58,78 @@ def find_layout(source):
     )
 
 
-def read_sites(source):
-    """Reads the tables of an RxRx1 or Kaggle tree into one table with a row for each site.
+def read_sites(source, layout="auto", split_column=None):
+    """Reads the tables of an RxRx1, RxRx1-WILDS or Kaggle tree into one table with a row for each site.
 
     Kaggle's rows are wells: each becomes sites 1 and 2. Its siRNAs are integers (2019) or names such as `sirna_250`
     and `UNTREATED` (today); names get their `sirna_id` by rank: treatments, then positive, then negative controls,
-    each in the order of the number in the name. Images are not looked at.
+    each in the order of the number in the name. WILDS's table may hold no more than what its loader reads; the other
+    columns then follow from these. Images are not looked at, but to tell WILDS from the release.
 
     Args:
         source: folder with the tables, see `find_layout`.
+        layout: one of `LAYOUTS`; `"auto"` (default) recognizes it.
+        split_column: a further column that names a split for each row, or nothing for rows to leave out.
 
     Returns:
         pandas.DataFrame sorted as the tables are: RxRx1's 11 columns (`plate` and `site` int64, `sirna` str or
-        missing, `sirna_id` Int64, missing where the label is unknown) and `prefix`, the path of the site's channel
-        files in the source up to `_w1.png`.
+        missing, `sirna_id` Int64, missing where the label is unknown), `path`, where the site's files are (see
+        `images.channel_files`), and `own_split` if `split_column` was asked for.
 
     Raises:
         ValueError: naming file, row and column of a missing column, an empty table, a duplicate site, or a value that
             is not what the column holds.
     """
     source = Path(source)
-    layout = find_layout(source)
-    raw = _read_release(source) if layout == "rxrx1" else _read_kaggle(source)
+    if layout not in LAYOUTS:
+        raise ValueError(f"Unknown layout {layout!r}. Expected one of {', '.join(LAYOUTS)}.")
+    layout = find_layout(source) if layout == "auto" else layout
+    own = () if split_column is None else (split_column,)
+    raw = {"rxrx1": _read_release, "wilds": _read_wilds, "kaggle": _read_kaggle}[layout](source, own)
     sites = check_sites(raw)
     sites["sirna_id"] = _sirna_ids(sites)
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
-    top = "images" if layout == "rxrx1" else sites["dataset"]
+    top = sites["dataset"] if layout == "kaggle" else "images"
     folder = top + "/" + sites["experiment"] + "/Plate" + sites["plate"].astype(str)
-    sites["prefix"] = folder + "/" + sites["well"] + "_s" + sites["site"].astype(str)
-    return sites[[*COLUMNS, "prefix"]].reset_index(drop=True)
+    ending = ".png" if layout == "wilds" else f"_w{CHANNEL}.png"
+    sites["path"] = folder + "/" + sites["well"] + "_s" + sites["site"].astype(str) + ending
+    columns = [*COLUMNS, "path"]
+    if own:
+        check_cells(
+            sites, split_column, sites[split_column].isin(("", *SPLITS)), f"one of {', '.join(SPLITS)}, or nothing"
+        )
+        sites["own_split"] = sites[split_column]
+        columns.append("own_split")
+    return sites[columns].reset_index(drop=True)
 
 
-def _read_release(source):
-    return read_table(source / "metadata.csv", COLUMNS)
+def _read_release(source, own):
+    return read_table(source / "metadata.csv", (*COLUMNS, *own))
 
 
-def _read_kaggle(source):
+def _read_wilds(source, own):
+    sites = read_table(source / "metadata.csv", (*_WILDS_COLUMNS, *own), optional=COLUMNS)
+    number = pd.to_numeric(sites["sirna_id"], errors="coerce")
+    kind = np.select(
+        [number < TREATMENTS, number < NEGATIVE_CONTROL], ["treatment", "positive_control"], "negative_control"
+    )
+    well_id = sites["experiment"] + "_" + sites["plate"] + "_" + sites["well"]
+    derived = {
+        "well_type": kind,
+        "sirna": sites["sirna_id"],
+        "well_id": well_id,
+        "site_id": well_id + "_" + sites["site"],
+    }
+    return sites.assign(**{name: value for name, value in derived.items() if name not in sites})
+
+
+def _read_kaggle(source, own):
     parts = []
     for name in KAGGLE_TABLES:
         columns = ["id_code", "experiment", "plate", "well"]
         columns += ["sirna"] if name != "test.csv" else []
         columns += ["well_type"] if name.endswith("_controls.csv") else []
-        part = read_table(source / name, columns)
+        part = read_table(source / name, [*columns, *own])
         part["dataset"] = name.split("_")[0].removesuffix(".csv")
         for column, value in (("sirna", ""), ("well_type", "treatment")):
             if column not in columns:
@@ -127,3 +168,11 @@ def _sirna_ids(sites):
 
 def _natural(name):
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+
+
+def _has_rgb_files(images):
+    for folder in sorted(images.glob("*/*")):
+        names = [path.stem for path in folder.glob("*.png")] if folder.is_dir() else []
+        if names:
+            return not any(re.search(r"_s\d+_w\d+$", name) for name in names)
+    return False

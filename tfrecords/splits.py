@@ -1,41 +1,96 @@
 """Which site is trained on, validated on, tested on."""
 
+import re
+
 import numpy as np
 
 SPLITS = ("train", "id_test", "val", "test")
+SCHEMES = ("wilds", "mixed-to-test", "rxrx1", "kaggle", "table", "kfold-K-I", "column:NAME")
 # The validation experiments of RxRx1-WILDS, one of each cell type; on Kaggle they were the public leaderboard.
 VAL_EXPERIMENTS = ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04")
+LEFT_OUT = ""
 
 
-def assign_splits(sites):
-    """Splits sites as RxRx1-WILDS does (Koh et al. 2021, appendix E.3, scheme "official").
+def assign_splits(sites, scheme="wilds"):
+    """Gives each site its split.
 
-    `train` is site 1 and `id_test` site 2 of the training experiments; `val` and `test` are both sites of experiments
-    that were never trained on. A table that names `val` itself is taken at its word; one that knows only train and
-    test (RxRx1's release, Kaggle) has `VAL_EXPERIMENTS` taken out of its test part.
+    Experiments are the unit: the column `dataset` says which may be trained on, and all but `mixed-to-test` keep the
+    others whole and apart. A table that names `val` itself is taken at its word; one that knows only train and test
+    (RxRx1's release, Kaggle) has `VAL_EXPERIMENTS` for it.
 
     Args:
         sites: table of `read_sites`.
+        scheme: one of
+            `wilds` (default), as RxRx1-WILDS (Koh et al. 2021, appendix E.3, "official"): `train` is site 1 and
+            `id_test` site 2 of the training experiments, `val` and `test` are both sites of the others;
+            `mixed-to-test`, WILDS's measure of what an unseen experiment costs: site 1 of the test experiments is
+            trained on in place of as many training experiments of the same cell type, those of the lowest numbers,
+            and site 2 of the test experiments is `test`; site 2 of the training experiments is left out;
+            `rxrx1`, the release's own: both sites of the 33 training and the 18 test experiments, no `val`;
+            `kaggle`: the same, with the public leaderboard's four experiments as `val`;
+            `table`: `dataset` as it stands, with both sites;
+            `kfold-K-I`: `val` is fold I, from 1, of K folds of whole training experiments, see `assign_folds`; `test`
+            is every experiment not trained on;
+            `column:NAME`: the split that the table itself names in that column (read by `read_sites`).
 
     Returns:
-        pandas.Series of str named "split", indexed as `sites`.
+        pandas.Series of str named "split", indexed as `sites`; empty where the scheme leaves a site out.
 
     Raises:
-        ValueError: if an experiment lies in two of train, val and test.
+        ValueError: on an unknown scheme, or if an experiment lies in two of train, val and test.
     """
-    dataset = sites["dataset"]
-    of_experiment = sites.groupby("experiment")["dataset"].unique()
-    torn = of_experiment[of_experiment.map(len) > 1]
-    if len(torn):
+    if scheme.startswith("column:"):
+        return sites["own_split"].astype(object).rename("split")
+    _check_datasets(sites)
+    dataset = sites["dataset"].astype(object)
+    first, second = sites["site"] == 1, sites["site"] == 2
+    has_val = (dataset == "val").any()
+    with_val = dataset if has_val else dataset.mask((dataset == "test") & _in(sites, VAL_EXPERIMENTS), "val")
+    two = dataset.mask(dataset == "val", "test")
+    if scheme == "wilds":
+        split = with_val.mask((dataset == "train") & second, "id_test")
+    elif scheme == "mixed-to-test":
+        split = with_val.mask((with_val == "train") & ~first | _in(sites, _replaced(sites, with_val)), LEFT_OUT)
+        split = split.mask((split == "test") & first, "train")
+    elif scheme == "rxrx1":
+        split = two
+    elif scheme in ("kaggle", "table"):
+        split = with_val if scheme == "kaggle" else dataset
+    else:
+        folds, fold = _parse_folds(scheme)
+        of = assign_folds(sites[dataset == "train"], folds)
+        split = two.mask(_in(sites, [name for name, number in of.items() if number == fold]), "val")
+    return split.rename("split")
+
+
+def assign_folds(sites, folds):
+    """Divides experiments among folds for cross-validation, each cell type as evenly as can be.
+
+    The experiments are dealt like cards, cell type after cell type, each in the order of their numbers: folds differ
+    by at most one experiment in all, and by at most one of each cell type. Neither seed nor row order has a part in it.
+
+    Args:
+        sites: table with `experiment` and `cell_type`, of the training experiments.
+        folds: number of folds, 2 or more.
+
+    Returns:
+        dict of experiment -> number of its fold, from 1.
+
+    Raises:
+        ValueError: if there are more folds than experiments.
+    """
+    experiments = sites[["cell_type", "experiment"]].drop_duplicates().values.tolist()
+    if len(experiments) < folds:
         raise ValueError(
-            f"The experiment {torn.index[0]!r} lies in {' and '.join(sorted(torn.iloc[0]))} "
-            f"({len(torn)} experiments do). Expected each in one of train, val and test: otherwise its appearance is "
-            "learned before it is tested. Give all rows of an experiment the same value of `dataset`."
+            f"{folds} folds need as many training experiments; found {len(experiments)}. Ask for fewer folds."
         )
-    if not (dataset == "val").any():
-        dataset = dataset.mask((dataset == "test") & sites["experiment"].isin(VAL_EXPERIMENTS), "val")
-    second = (dataset == "train") & (sites["site"] == 2)
-    return dataset.where(~second, "id_test").astype(object).rename("split")
+    order = sorted(experiments, key=lambda pair: (pair[0], natural(pair[1])))
+    return {experiment: 1 + i % folds for i, (_, experiment) in enumerate(order)}
+
+
+def natural(name):
+    """A sorting key by which HUVEC-2 comes before HUVEC-10."""
+    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in re.split(r"(\d+)", name) if piece]
 
 
 def check_split(split, counts):
@@ -60,3 +115,35 @@ def count_splits(split):
     names, counts = np.unique(np.asarray(split, dtype=str), return_counts=True)
     found = dict(zip(names.tolist(), counts.tolist(), strict=True))
     return {name: found.get(name, 0) for name in SPLITS}
+
+
+def _check_datasets(sites):
+    of_experiment = sites.groupby("experiment")["dataset"].unique()
+    torn = of_experiment[of_experiment.map(len) > 1]
+    if len(torn):
+        raise ValueError(
+            f"The experiment {torn.index[0]!r} lies in {' and '.join(sorted(torn.iloc[0]))} "
+            f"({len(torn)} experiments do). Expected each in one of train, val and test: otherwise its appearance is "
+            "learned before it is tested. Give all rows of an experiment the same value of `dataset`."
+        )
+
+
+def _in(sites, experiments):
+    return sites["experiment"].isin(list(experiments))
+
+
+def _replaced(sites, dataset):
+    found = sites.assign(dataset=dataset)[["cell_type", "experiment", "dataset"]].drop_duplicates()
+    for _, rows in found.groupby("cell_type"):
+        names = sorted(rows.loc[rows["dataset"] == "train", "experiment"], key=natural)
+        yield from names[: (rows["dataset"] == "test").sum()]
+
+
+def _parse_folds(scheme):
+    match = re.fullmatch(r"kfold-(\d+)-(\d+)", scheme)
+    if not match:
+        raise ValueError(f"Unknown scheme of splits {scheme!r}. Expected one of {', '.join(SCHEMES)}.")
+    folds, fold = int(match[1]), int(match[2])
+    if folds < 2 or not 1 <= fold <= folds:
+        raise ValueError(f"{scheme!r} is no fold: expected 2 or more folds, counted from 1, such as kfold-5-1.")
+    return folds, fold

@@ -6,12 +6,13 @@ import pandas as pd
 FILE, ROW = "_file", "_row"
 
 
-def read_table(path, columns):
+def read_table(path, columns, optional=()):
     """Reads a CSV file with every value as text, and remembers which file and row each came from.
 
     Args:
         path: `pathlib.Path` of the file.
         columns: names that must be there; others are dropped.
+        optional: further names that are kept where they are there.
 
     Returns:
         pandas.DataFrame of str (empty text where the file has none), with the file's name and the row, counted as an
@@ -34,7 +35,8 @@ def read_table(path, columns):
         )
     if not len(table):
         raise ValueError(f"{path.name} has a header but no rows: nothing to build. Download or export it again.")
-    table = table[list(columns)].fillna("")
+    kept = [*columns, *(name for name in optional if name in table.columns and name not in columns)]
+    table = table[kept].fillna("")
     table[FILE] = path.name
     table[ROW] = np.arange(2, len(table) + 2)
     return table

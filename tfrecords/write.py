@@ -24,6 +24,7 @@ class Task(NamedTuple):
     sites: list
     channels: tuple
     size: tuple
+    crop: int | None
     image_size: int | None
 
 
@@ -55,7 +56,7 @@ def write_shard(task):
         # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for site in task.sites:
-                image = load_site(task.source, site["prefix"], task.channels, task.size, task.image_size)
+                image = load_site(task.source, site["path"], task.channels, task.size, task.crop, task.image_size)
                 writer.write(encode_site(site, image))
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())

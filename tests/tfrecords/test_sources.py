@@ -11,12 +11,12 @@ def test_layouts_are_recognized(release_tree, kaggle_tree):
 
 def test_a_row_is_a_site_with_the_columns_of_rxrx1(release_tree):
     sites = read_sites(release_tree)
-    assert list(sites.columns) == [*COLUMNS, "prefix"]
+    assert list(sites.columns) == [*COLUMNS, "path"]
     assert len(sites) == 32 and sites["site_id"].is_unique
     row = sites.set_index("site_id").loc["RPE-01_1_B03_2"]
     assert (row["experiment"], row["plate"], row["well"], row["site"]) == ("RPE-01", 1, "B03", 2)
     assert (row["sirna"], row["sirna_id"], row["cell_type"]) == ("s20", 0, "RPE")
-    assert row["prefix"] == "images/RPE-01/Plate1/B03_s2"
+    assert row["path"] == "images/RPE-01/Plate1/B03_s2_w{channel}.png"
 
 
 def test_kaggle_wells_become_two_sites_and_test_labels_are_unknown(kaggle_tree, release_tree):
@@ -28,7 +28,7 @@ def test_kaggle_wells_become_two_sites_and_test_labels_are_unknown(kaggle_tree, 
     withheld = (sites["dataset"] == "test") & (sites["well_type"] == "treatment")
     assert sites.loc[withheld, ["sirna", "sirna_id"]].isna().all(axis=None)
     assert (sites.loc[~withheld, "sirna_id"] == release.loc[~withheld, "sirna_id"]).all()
-    assert sites["prefix"].str.match(r"(train|test)/[A-Z]+-\d\d/Plate1/").all()
+    assert sites["path"].str.match(r"(train|test)/[A-Z]+-\d\d/Plate1/").all()
 
 
 def test_sirna_names_are_numbered_treatments_first_in_the_order_of_their_numbers(tmp_path, kaggle_tables):

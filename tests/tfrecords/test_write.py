@@ -12,7 +12,7 @@ from tfrecords.write import Task, encode_site, scan_shard, write_shard
 def task(release, tmp_path):
     sites = read_sites(release).head(3).astype({"sirna_id": object}).to_dict("records")
     sites[2]["sirna_id"] = None
-    return Task(str(release), str(tmp_path), "train/a.tfrecord", sites, (1, 2, 3, 4, 5, 6), (8, 8), None)
+    return Task(str(release), str(tmp_path), "train/a.tfrecord", sites, (1, 2, 3, 4, 5, 6), (8, 8), None, None)
 
 
 def test_what_is_written_is_read_back_equal(task, tmp_path, pixels_of):
@@ -59,7 +59,7 @@ def test_a_shard_that_is_whole_is_kept_and_one_that_is_not_is_replaced(task, tmp
 
 
 def test_a_bad_image_leaves_no_file(task, release, tmp_path):
-    path = release / f"{task.sites[1]['prefix']}_w4.png"
+    path = release / task.sites[1]["path"].replace("{channel}", "4")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="_w4.png: expected a whole PNG"):
         write_shard(task)

@@ -1,0 +1,85 @@
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfrecords.decode import decode_file, png_fault
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+DEEP = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
+RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("pixels", [GREY, DEEP, RGB], ids=["8-bit", "16-bit", "RGB"])
+def test_pixels_come_back_with_their_depth(tmp_path, ending, pixels):
+    path = tmp_path / f"image.{ending}"
+    Image.fromarray(pixels).save(path)
+    decoded = decode_file(path)
+    assert decoded.dtype == pixels.dtype
+    np.testing.assert_array_equal(decoded, pixels.reshape(5, 7, -1))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_the_pages_of_a_tiff_are_channels(tmp_path, compression):
+    path = tmp_path / "image.tif"
+    pages = [DEEP, DEEP + 1, DEEP + 2]
+    first, *others = map(Image.fromarray, pages)
+    first.save(path, save_all=True, append_images=others, compression=compression)
+    np.testing.assert_array_equal(decode_file(path), np.stack(pages, axis=-1))
+
+
+def test_big_endian_is_read(tmp_path):
+    path = tmp_path / "image.tif"
+    data, count = DEEP.astype(">u2").tobytes(), 8
+    entries = [(256, 3, 7 << 16), (257, 3, 5 << 16), (258, 3, 16 << 16), (259, 3, 1 << 16), (262, 3, 1 << 16)]
+    entries += [(273, 4, 8 + 2 + 12 * count + 4), (278, 3, 5 << 16), (279, 4, len(data))]
+    directory = b"".join(struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    path.write_bytes(b"MM\x00*" + struct.pack(">IH", 8, count) + directory + struct.pack(">I", 0) + data)
+    np.testing.assert_array_equal(decode_file(path)[..., 0], DEEP)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_tiff_cut_short_is_noticed_and_named(tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(DEEP).save(path)
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="image.tif: "):
+            decode_file(path)
+
+
+def test_what_would_lose_grey_levels_is_refused(tmp_path):
+    path = tmp_path / "image.tif"
+    for pixels in (DEEP.astype(np.float32), DEEP.astype(np.int32), GREY > 99):
+        Image.fromarray(pixels).save(path)
+        with pytest.raises(ValueError, match="image.tif: expected 8 or 16 bits of grey, or 8 bits of RGB; found mode"):
+            decode_file(path)
+    Image.fromarray(RGB).convert("P").save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="image.png: .* found mode P"):
+        decode_file(tmp_path / "image.png")
+
+
+def test_pages_of_two_sizes_are_refused(tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(GREY).save(path, save_all=True, append_images=[Image.fromarray(GREY[:4])])
+    with pytest.raises(ValueError, match="expected pages of one size and depth"):
+        decode_file(path)
+
+
+def test_a_file_of_another_format_is_named(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match="expected a whole PNG file; found no PNG signature"):
+        decode_file(path)
+
+
+def test_a_whole_png_has_no_fault(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(GREY).save(path)
+    data = path.read_bytes()
+    assert png_fault(data) is None
+    assert png_fault(data[:-1]).endswith("(truncated)") and png_fault(b"") == "an empty file"

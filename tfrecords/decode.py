@@ -1,0 +1,92 @@
+"""Image files, PNG or TIFF -> pixels."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Little and big endian, each classic and BigTIFF.
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_EXPECTED = "8 or 16 bits of grey, or 8 bits of RGB"
+
+
+def decode_file(path):
+    """Reads an image file whole.
+
+    PNG: every chunk's checksum is verified, since decoders let some damage pass. TIFF has no checksums: only what
+    breaks its structure, such as a file cut short, is noticed. It is read by Pillow, which every installation has and
+    which brings libtiff for LZW and deflate; tifffile would need a second package, imagecodecs, for these.
+
+    Args:
+        path: a PNG file, or a TIFF file whose pages, all of one size and depth, are channels.
+
+    Returns:
+        numpy.ndarray, uint8 or uint16, `(height, width, planes)`: 3 planes of an RGB image, else one for each page.
+
+    Raises:
+        ValueError: naming the file if it is truncated, damaged, of another format, or of another kind of pixels.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    is_tiff = data[:4] in _TIFF
+    fault = None if is_tiff else png_fault(data)
+    if fault:
+        raise ValueError(f"{path}: expected a whole PNG file; found {fault}. Download or copy the file again.")
+    try:
+        with Image.open(io.BytesIO(data), formats=("TIFF" if is_tiff else "PNG",)) as image:
+            return _read_pages(path, image, _tiff_bits if is_tiff else lambda page: data[24])
+    except (OSError, SyntaxError, TypeError, EOFError, zlib.error, struct.error) as error:
+        kind = "TIFF" if is_tiff else "PNG"
+        raise ValueError(f"{path}: the {kind} cannot be decoded ({error}). Download or copy the file again.") from None
+
+
+def _read_pages(path, image, bits_of):
+    planes = []
+    for page in range(getattr(image, "n_frames", 1)):
+        image.seek(page)
+        mode, bits = image.mode, bits_of(image)
+        # Pillow gives 8 bits of a 16-bit RGB file without a word, and calls 16 bits of grey "I" in older releases.
+        if (mode, bits) not in (("L", 8), ("RGB", 8)) and not (mode in ("I", "I;16", "I;16B") and bits == 16):
+            raise ValueError(
+                f"{path}: expected {_EXPECTED}; found mode {mode} with {bits} bits in page {page + 1}. "
+                "Convert the file without loss of grey levels."
+            )
+        pixels = np.asarray(image).astype(np.uint8 if bits == 8 else np.uint16, copy=False)
+        planes.append(pixels if pixels.ndim == 3 else pixels[..., None])
+    kinds = sorted({(pixels.shape, str(pixels.dtype)) for pixels in planes})
+    if len(kinds) > 1:
+        raise ValueError(f"{path}: expected pages of one size and depth, each a channel; found {kinds[0]}, {kinds[1]}.")
+    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
+
+
+def _tiff_bits(page):
+    bits, signs = page.tag_v2.get(258, (1,)), page.tag_v2.get(339, (1,))
+    white_is_zero = page.tag_v2.get(262) == 0
+    if len(set(bits)) != 1 or set(signs) != {1} or white_is_zero:
+        return f"{'/'.join(map(str, bits))}{' white-is-zero' if white_is_zero else ' signed or float'}"
+    return bits[0]
+
+
+def png_fault(data):
+    """What is wrong with the bytes of a PNG file, as a text; None if all chunks are there and their checksums right."""
+    if not data.startswith(SIGNATURE):
+        return "no PNG signature" if data else "an empty file"
+    position = len(SIGNATURE)
+    while position < len(data):
+        if position + 12 > len(data):
+            return f"its end at byte {len(data)}, inside a chunk (truncated)"
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            return f"its end at byte {len(data)}, where a chunk needs {end} (truncated)"
+        body = memoryview(data)[position + 4 : end - 4]
+        if zlib.crc32(body) != struct.unpack_from(">I", data, end - 4)[0]:
+            return f"a wrong checksum in the chunk at byte {position} (damaged)"
+        if kind == b"IEND":
+            return None
+        position = end
+    return f"its end at byte {len(data)}, before the closing chunk (truncated)"

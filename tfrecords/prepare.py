@@ -1,0 +1,127 @@
+"""All that a build decides, before anything is written: a source and options -> which site goes where, and how."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing
+from tfrecords.images import channel_files, load_channel
+from tfrecords.labels import class_map
+from tfrecords.manifest import EXCLUDED, SCHEMA, hash_bytes
+from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
+from tfrecords.sources import COLUMNS, find_layout, read_sites
+from tfrecords.splits import LEFT_OUT, assign_splits
+
+
+class Prepared(NamedTuple):
+    """What to build.
+
+    `options`, JSON values, say all that decides the records; `sites` is the table of those to write, with `split`;
+    `excluded` has `site_id`, `split` and `reason`; `size` is (height, width) of the files.
+    """
+
+    options: dict
+    sites: pd.DataFrame
+    excluded: pd.DataFrame
+    classes: list
+    shards: list
+    size: tuple
+
+    @property
+    def image_shape(self):
+        """(height, width, channels) of an image in a record."""
+        edge = self.options["image_size"] or self.options["crop"]
+        return (*((edge, edge) if edge else self.size), len(self.options["channels"]))
+
+
+# The options that the user gives, under these names in the manifest as well.
+OPTIONS = ("layout", "splits", "label", "channels", "crop", "image_size", "seed")
+
+
+def prepare_build(
+    source,
+    *,
+    layout="auto",
+    splits="wilds",
+    label="sirna_id",
+    channels=None,
+    crop=None,
+    image_size=None,
+    seed=0,
+    strict=False,
+):
+    """Decides all of a build: reads the tables, looks which files are there, splits, and plans the shards.
+
+    `prepare_build(source, **{name: manifest["options"][name] for name in OPTIONS})` decides again what a manifest
+    says was decided; its `options` are equal as long as the source is.
+
+    Args:
+        source, layout, splits, label, channels, crop, image_size, seed, strict: see `build_records`.
+
+    Returns:
+        `Prepared`.
+
+    Raises:
+        ValueError: if a table, an option or the first image is not as it must be, or sites lack files and `strict`.
+    """
+    source = Path(source)
+    layout = find_layout(source) if layout == "auto" else layout
+    own = splits.removeprefix("column:") if splits.startswith("column:") else None
+    sites = read_sites(source, layout, own)
+    channels = _check_channels(channels, WILDS_CHANNELS if layout == "wilds" else CHANNELS)
+    classes = class_map(sites, label)
+    sites["split"] = assign_splits(sites, splits)
+    reasons = find_missing(source, sites, channels)
+    _report_missing(source, sites, reasons, strict)
+    reasons = reasons.mask(sites["split"] == LEFT_OUT, f"left out by the splits {splits}")
+    complete = sites[reasons == ""]
+    if complete.empty:
+        raise ValueError(f"The splits {splits!r} leave out every site that has files. Take another scheme.")
+    excluded = sites.loc[reasons != "", ["site_id", "split"]].assign(reason=reasons[reasons != ""])
+    name, plane = channel_files(min(complete["path"]), channels)[0]
+    size = load_channel(source / name, plane=plane).shape
+    _check_edges(size, crop, image_size)
+    shards = plan_shards(complete, seed)
+    given = (layout, splits, label, list(channels), crop, image_size, seed)
+    options = {
+        **dict(zip(OPTIONS, given, strict=True)),
+        "schema": SCHEMA,
+        "sites_per_shard": SITES_PER_SHARD,
+        "plan": hash_plan(shards),
+        "table": hash_bytes(complete[[*COLUMNS]].sort_values("site_id").to_csv(index=False).encode())[:16],
+    }
+    return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size)
+
+
+def _check_channels(channels, there):
+    channels = there if channels is None else tuple(channels)
+    if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(there):
+        raise ValueError(
+            f"The channels {', '.join(map(str, channels)) or 'none'} cannot be taken. Expected some of "
+            f"{', '.join(map(str, there))}, each once, in the order wanted."
+        )
+    return channels
+
+
+def _check_edges(size, crop, image_size):
+    if crop is not None and not 1 <= crop <= min(size):
+        raise ValueError(f"The crop {crop} is not between 1 and the {min(size)} pixels on disk.")
+    if image_size is not None and not 1 <= image_size <= (crop or min(size)):
+        place = f"the {min(size)} pixels on disk" if crop is None else f"the {crop} pixels of the crop"
+        raise ValueError(f"The image size {image_size} is not between 1 and {place}.")
+
+
+def _report_missing(source, sites, reasons, strict):
+    report = describe_missing(sites, reasons)
+    if report is None:
+        return
+    if strict:
+        raise ValueError(f"{report}\nExpected all channel files of every site. Add them, or build without strict.")
+    if (reasons != "").all():
+        expected = channel_files(sites["path"].iloc[0], (1,))[0][0]
+        raise ValueError(
+            f"{report}\nNo site in {str(source)!r} is complete: nothing to build. Expected files such as "
+            f"{expected} below it; put the images beside the tables."
+        )
+    print(f"{report}\nThey are left out, and listed in {EXCLUDED}.")
