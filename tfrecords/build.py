@@ -7,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
-from tfrecords.folder import claim, finish, is_finished
+from tfrecords.folder import claim, finish, is_finished, tidy
 from tfrecords.labels import LABELS
-from tfrecords.manifest import EXCLUDED, INDEX, SCHEMA, hash_bytes, package_versions, read_manifest, write_whole
+from tfrecords.manifest import EXCLUDED, INDEX, SCHEMA, hash_bytes, package_versions, read_manifest
 from tfrecords.parallel import run_tasks
 from tfrecords.prepare import prepare_build
 from tfrecords.sources import COLUMNS, LAYOUTS
 from tfrecords.splits import SCHEMES, SPLITS, count_splits
+from tfrecords.whole import write_whole
 from tfrecords.write import Task, write_shard
 
 
@@ -76,6 +77,7 @@ def build_records(
     )
     options, sites, excluded, classes, shards, size = prepared
     if is_finished(dest, options):
+        tidy(dest)
         print(f"{dest} already holds these records: nothing to do.")
         return read_manifest(dest)
     with claim(dest, options):

@@ -1,10 +1,12 @@
 """Takes the output folder for one build: refuses one that is in use, knows one that is finished or was broken off."""
 
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfrecords.manifest import MANIFEST, UNFINISHED, read_manifest, to_json, write_whole
+from tfrecords.manifest import MANIFEST, UNFINISHED, read_manifest, to_json
+from tfrecords.whole import remove_temporary, sync_folder, write_whole
 
 try:
     import fcntl
@@ -48,27 +50,65 @@ def is_finished(dest, options):
 def claim(dest, options):
     """Holds `dest` for one build. Until the manifest stands in its place, a file says that the folder is unfinished.
 
+    Args:
+        dest: output folder; made if need be.
+        options: dict of all that decides what is written.
+
     Raises:
-        ValueError: if another process is building into the folder.
+        ValueError: if another process is building into the folder, or finished it meanwhile with other options.
     """
-    dest = Path(dest)
-    dest.mkdir(parents=True, exist_ok=True)
-    marker = dest / UNFINISHED
-    # Held open and locked, not replaced: the lock lives as long as the process, however that ends.
+    Path(dest).mkdir(parents=True, exist_ok=True)
+    with hold(dest) as file:
+        is_finished(dest, options)
+        # Only the first time: a kill in between would leave shards, and nothing to say of which options they are.
+        if _read_unfinished(Path(dest)) is None:
+            file.truncate(0)
+            file.write(to_json(options))
+            file.flush()
+            os.fsync(file.fileno())
+            sync_folder(dest)
+        yield
+
+
+@contextmanager
+def hold(dest):
+    """Keeps other builds out of `dest`, removes what killed ones left half-written, and at a good end its own mark.
+
+    The lock is the system's: it lives as long as the process, however that ends. On network file systems it is as good
+    as their `flock`.
+
+    Yields:
+        The file that marks the folder as unfinished, open for reading and appending.
+
+    Raises:
+        ValueError: if another process holds the folder.
+    """
+    marker = Path(dest) / UNFINISHED
     with open(marker, "a+b") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken = not os.path.samestat(os.fstat(file.fileno()), os.stat(marker))
             except OSError:
+                taken = True
+            if taken:
                 raise ValueError(
                     f"The output folder {str(dest)!r} is in use: another build is writing into it. "
                     "Wait for its end, or name another folder."
-                ) from None
-        file.truncate(0)
-        file.write(to_json(options))
-        file.flush()
-        yield
-    marker.unlink(missing_ok=True)
+                )
+        remove_temporary(dest)
+        yield file
+        if fcntl is not None:
+            marker.unlink(missing_ok=True)
+    if fcntl is None:
+        marker.unlink(missing_ok=True)
+
+
+def tidy(dest):
+    """Removes what a build left that was killed between writing the manifest and its end."""
+    if (Path(dest) / UNFINISHED).exists():
+        with hold(dest):
+            pass
 
 
 def finish(dest, manifest):

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -81,29 +80,6 @@ def class_names(dest, kinds=("treatment",)):
     manifest = read_manifest(dest)
     treatments_only = manifest["options"]["label"] == "sirna_id" and "control" not in kinds
     return [row["name"] for row in manifest["classes"] if row["treatment"] or not treatments_only]
-
-
-def write_whole(path, data):
-    """Writes bytes so that the file is there whole or not at all: temporary name, sync, rename, sync of the folder."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder):
-    """Makes a rename in `folder` survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def to_json(value):

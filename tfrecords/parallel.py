@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -74,8 +75,19 @@ def _executor(workers, size):
         return
     # Not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=keep_tensorflow_off_gpu)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
     try:
         yield executor, 2 * workers
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_process():
+    keep_tensorflow_off_gpu()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    # Killed, the parent cannot stop its processes, and they would write on into a folder that no one holds.
+    multiprocessing.parent_process().join()
+    os._exit(1)

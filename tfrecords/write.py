@@ -1,18 +1,14 @@
 """Writes one shard. All has been decided before: nothing here chooses."""
 
 import hashlib
-import os
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfrecords.frames import frame, read_frames
 from tfrecords.images import load_site
-from tfrecords.manifest import sync_folder
-
-# The frame of a TFRecord: 8 bytes length, 4 bytes checksum of it, the record, 4 bytes checksum.
-HEADER, FOOTER = 12, 4
+from tfrecords.whole import open_whole
 
 
 class Task(NamedTuple):
@@ -40,10 +36,12 @@ class Written(NamedTuple):
 def write_shard(task):
     """Writes the shard of a `Task` under a temporary name, syncs and renames it, and gives its `Written`.
 
-    A shard that an earlier, broken-off build of the same options left under its final name is kept.
+    A shard that an earlier, broken-off build of the same options left under its final name is kept if every record in
+    it fits its checksum.
 
     Raises:
         ValueError: naming the image file that is damaged or has another size or mode.
+        OSError: naming the shard for which no space is left.
     """
     path = Path(task.dest) / task.name
     if path.exists():
@@ -51,21 +49,19 @@ def write_shard(task):
         if found is not None and found.count == len(task.sites):
             return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for site in task.sites:
-                image = load_site(task.source, site["path"], task.channels, task.size, task.crop, task.image_size)
-                writer.write(encode_site(site, image))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        written = scan_shard(temporary, task.name)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return written
+    digest = hashlib.sha256()
+    size = 0
+    # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
+    with open_whole(path) as file:
+        for site in task.sites:
+            image = load_site(task.source, site["path"], task.channels, task.size, task.crop, task.image_size)
+            record = encode_site(site, image)
+            header, footer = frame(record)
+            for part in (header, record, footer):
+                file.write(part)
+                digest.update(part)
+                size += len(part)
+    return Written(task.name, len(task.sites), size, digest.hexdigest())
 
 
 def encode_site(site, image):
@@ -91,21 +87,11 @@ def encode_site(site, image):
 
 
 def scan_shard(path, name):
-    """Walks the frames of a shard and hashes it: a `Written`, or None if the frames do not end where the file does."""
+    """Reads a shard through, checking and hashing it: a `Written`, or None if a frame is damaged."""
     digest = hashlib.sha256()
     count = 0
-    total = os.path.getsize(path)
-    position = 0
-    with open(path, "rb") as file:
-        while position < total:
-            header = file.read(HEADER)
-            length = struct.unpack_from("<Q", header)[0] if len(header) == HEADER else total
-            if position + HEADER + length + FOOTER > total:
-                return None
-            record = file.read(length)
-            footer = file.read(FOOTER)
-            for part in (header, record, footer):
-                digest.update(part)
-            count += 1
-            position += HEADER + length + FOOTER
-    return Written(name, count, total, digest.hexdigest())
+    for record, _ in read_frames(path, digest):
+        if record is None:
+            return None
+        count += 1
+    return Written(name, count, Path(path).stat().st_size, digest.hexdigest())

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tfrecords.manifest import class_names, read_manifest, write_whole
+from tfrecords.manifest import class_names, read_manifest
 
 
 def test_a_manifest_says_what_is_there(records_tree, release_tree):
@@ -45,11 +45,3 @@ def test_a_damaged_or_newer_manifest_is_refused(records):
     path.write_text(path.read_text()[:50])
     with pytest.raises(ValueError, match="manifest.json is damaged"):
         read_manifest(records)
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "file"
-    for data in (b"first", b"second"):
-        write_whole(path, data)
-        assert path.read_bytes() == data
-    assert list(tmp_path.iterdir()) == [path]

@@ -61,7 +61,7 @@ def test_a_flipped_byte_is_found_with_file_and_record_and_the_search_goes_on(rec
     assert f"{NAME}: the checksum of the file" in out
     for number in range(2):
         assert f"{NAME}, record {number}: the frame is damaged" in out
-    assert "val/HUVEC-17_control_00000-of-00001.tfrecord: the frames of the records do not end where" in out
+    assert "val/HUVEC-17_control_00000-of-00001.tfrecord: the checksum of the file" in out
     assert "val/HUVEC-17_control_00000-of-00001.tfrecord, record 3: the frame is damaged" in out
 
 
