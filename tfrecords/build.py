@@ -95,7 +95,7 @@ def build_records(
             "cell_types": sorted(set(sites["cell_type"])),
             "versions": package_versions(),
         }
-        index = _index(sites, shards, classes, label)
+        index = _index(sites, shards, written, classes, label)
         labelled = index.groupby("shard")["label"].count()
         manifest["shards"] = [
             {
@@ -137,10 +137,14 @@ def list_tasks(source, dest, prepared):
         yield task, len(rows)
 
 
-def _index(sites, shards, classes, label):
+def _index(sites, shards, written, classes, label):
     places = pd.DataFrame(
-        [(site_id, shard.name, record) for shard in shards for record, site_id in enumerate(shard.site_ids)],
-        columns=["site_id", "shard", "record"],
+        [
+            (site_id, shard.name, record, offset)
+            for shard in shards
+            for record, (site_id, offset) in enumerate(zip(shard.site_ids, written[shard.name].offsets, strict=True))
+        ],
+        columns=["site_id", "shard", "record", "offset"],
     )
     index = places.merge(sites[[*COLUMNS, "split"]], on="site_id", how="left", validate="one_to_one")
     index["label"] = index[label].map({row["value"]: i for i, row in enumerate(classes)}).astype("Int64")

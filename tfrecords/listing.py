@@ -20,7 +20,7 @@ def list_sites(dest, split, kinds=("treatment",)):
 
     Returns:
         pandas.DataFrame: RxRx1's 11 columns, `split`, `label` (Int64, missing where unknown), and where the record
-        is: `shard`, and `record`, its number in there.
+        is: `shard`, `record`, its number in there, and `offset`, the byte at which it begins.
 
     Raises:
         ValueError: if the folder is not whole, a kind or split is unknown, or no such site was built.

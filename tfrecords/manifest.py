@@ -6,7 +6,7 @@ import json
 import platform
 from pathlib import Path
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 INDEX = "index.csv"
 EXCLUDED = "excluded.csv"

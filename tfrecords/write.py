@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfrecords.frames import frame, read_frames
+from tfrecords.frames import FOOTER, HEADER, frame, read_frames
 from tfrecords.images import load_site
 from tfrecords.whole import open_whole
 
@@ -25,12 +25,13 @@ class Task(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A shard on disk."""
+    """A shard on disk; `offsets` are the bytes at which its records begin, for a reader that wants one of them."""
 
     name: str
     count: int
     bytes: int
     sha256: str
+    offsets: tuple
 
 
 def write_shard(task):
@@ -50,18 +51,19 @@ def write_shard(task):
             return found
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    size = 0
+    offsets, size = [], 0
     # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
     with open_whole(path) as file:
         for site in task.sites:
             image = load_site(task.source, site["path"], task.channels, task.size, task.crop, task.image_size)
             record = encode_site(site, image)
             header, footer = frame(record)
+            offsets.append(size)
             for part in (header, record, footer):
                 file.write(part)
                 digest.update(part)
                 size += len(part)
-    return Written(task.name, len(task.sites), size, digest.hexdigest())
+    return Written(task.name, len(task.sites), size, digest.hexdigest(), tuple(offsets))
 
 
 def encode_site(site, image):
@@ -89,9 +91,10 @@ def encode_site(site, image):
 def scan_shard(path, name):
     """Reads a shard through, checking and hashing it: a `Written`, or None if a frame is damaged."""
     digest = hashlib.sha256()
-    count = 0
+    offsets, end = [], 0
     for record, _ in read_frames(path, digest):
         if record is None:
             return None
-        count += 1
-    return Written(name, count, Path(path).stat().st_size, digest.hexdigest())
+        offsets.append(end)
+        end += HEADER + len(record) + FOOTER
+    return Written(name, len(offsets), end, digest.hexdigest(), tuple(offsets))

@@ -1,11 +1,12 @@
 import pytest
 
 from tfrecords.folder import claim, finish, is_finished
+from tfrecords.manifest import SCHEMA
 
 OPTIONS = {"seed": 0, "plan": "a"}
 KEYS = ("source", "image_shape", "classes", "cell_types", "shards", "index", "excluded", "versions")
 MANIFEST = dict.fromkeys(KEYS) | {
-    "schema": 1,
+    "schema": SCHEMA,
     "options": OPTIONS,
     "experiments": {split: [] for split in ("train", "id_test", "val", "test")},
 }

@@ -40,7 +40,7 @@ def test_a_damaged_or_newer_manifest_is_refused(records):
     path = records / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"schema": 99}))
-    with pytest.raises(ValueError, match="has schema 99; expected 1"):
+    with pytest.raises(ValueError, match="has schema 99; expected 2"):
         read_manifest(records)
     path.write_text(path.read_text()[:50])
     with pytest.raises(ValueError, match="manifest.json is damaged"):

@@ -41,6 +41,10 @@ def test_a_shard_is_described_by_bytes_checksum_and_count(task, tmp_path):
     data = (tmp_path / task.name).read_bytes()
     assert (written.bytes, written.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert (written.name, written.count) == (task.name, 3)
+    records = list(tf.data.TFRecordDataset(str(tmp_path / task.name)).as_numpy_iterator())
+    assert [data[offset + 12 :][: len(record)] for offset, record in zip(written.offsets, records, strict=True)] == (
+        records
+    )
 
 
 def test_writing_twice_gives_equal_bytes(task, tmp_path):
