@@ -29,6 +29,7 @@ def build_records(
     crop=None,
     image_size=None,
     seed=0,
+    exclude_leaks=False,
     strict=False,
     workers=None,
 ):
@@ -52,6 +53,8 @@ def build_records(
         image_size: edge of the images in pixels, made by averaging areas, so that the field of view stays; None
             (default) keeps the size on disk, or of the crop.
         seed: integer that orders the sites inside the shards.
+        exclude_leaks: leave out plates, on the training side, whose layout comes again in another split; without it
+            (default) they are only named. See `leaks.find_repeats` and `leaks.repeating_sites`.
         strict: make a missing channel file an error.
         workers: number of processes, or a `concurrent.futures.Executor` to write with. By default one for each core,
             and this process alone for a small screen.
@@ -73,9 +76,10 @@ def build_records(
         crop=crop,
         image_size=image_size,
         seed=seed,
+        exclude_leaks=exclude_leaks,
         strict=strict,
     )
-    options, sites, excluded, classes, shards, size = prepared
+    options, sites, excluded, classes, shards, size, repeats = prepared
     if is_finished(dest, options):
         tidy(dest)
         print(f"{dest} already holds these records: nothing to do.")
@@ -93,6 +97,7 @@ def build_records(
             "classes": classes,
             "experiments": {name: sorted(set(sites.loc[sites["split"] == name, "experiment"])) for name in SPLITS},
             "cell_types": sorted(set(sites["cell_type"])),
+            "repeated_layouts": repeats.to_dict("records"),
             "versions": package_versions(),
         }
         index = _index(sites, shards, written, classes, label)
@@ -166,6 +171,9 @@ def main(argv=None):
     parser.add_argument("--crop", type=int, help="edge in pixels of the centre to cut out (default: the whole field)")
     parser.add_argument("--image-size", type=int, help="edge in pixels, by averaging areas (default: as on disk)")
     parser.add_argument("--seed", type=int, default=0, help="orders the sites inside the files (default: 0)")
+    parser.add_argument(
+        "--exclude-leaks", action="store_true", help="leave out training plates whose layout another split repeats"
+    )
     parser.add_argument("--strict", action="store_true", help="a site that lacks channel files is an error")
     parser.add_argument("--label", choices=LABELS, default="sirna_id", help="column of the classes (default: sirna_id)")
     parser.add_argument("--workers", type=int, help="number of processes (default: one a core; 1 for a small screen)")

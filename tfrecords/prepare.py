@@ -8,6 +8,7 @@ import pandas as pd
 from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing
 from tfrecords.images import channel_files, load_channel
 from tfrecords.labels import class_map
+from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites
 from tfrecords.manifest import EXCLUDED, SCHEMA, hash_bytes
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
 from tfrecords.sources import COLUMNS, find_layout, read_sites
@@ -18,7 +19,8 @@ class Prepared(NamedTuple):
     """What to build.
 
     `options`, JSON values, say all that decides the records; `sites` is the table of those to write, with `split`;
-    `excluded` has `site_id`, `split` and `reason`; `size` is (height, width) of the files.
+    `excluded` has `site_id`, `split` and `reason`; `size` is (height, width) of the files; `repeats` are the layouts
+    that come twice, see `leaks.find_repeats`.
     """
 
     options: dict
@@ -27,6 +29,7 @@ class Prepared(NamedTuple):
     classes: list
     shards: list
     size: tuple
+    repeats: pd.DataFrame
 
     @property
     def image_shape(self):
@@ -36,7 +39,7 @@ class Prepared(NamedTuple):
 
 
 # The options that the user gives, under these names in the manifest as well.
-OPTIONS = ("layout", "splits", "label", "channels", "crop", "image_size", "seed")
+OPTIONS = ("layout", "splits", "label", "channels", "crop", "image_size", "seed", "exclude_leaks")
 
 
 def prepare_build(
@@ -49,6 +52,7 @@ def prepare_build(
     crop=None,
     image_size=None,
     seed=0,
+    exclude_leaks=False,
     strict=False,
 ):
     """Decides all of a build: reads the tables, looks which files are there, splits, and plans the shards.
@@ -57,7 +61,7 @@ def prepare_build(
     says was decided; its `options` are equal as long as the source is.
 
     Args:
-        source, layout, splits, label, channels, crop, image_size, seed, strict: see `build_records`.
+        source, layout, splits, label, channels, crop, image_size, seed, exclude_leaks, strict: see `build_records`.
 
     Returns:
         `Prepared`.
@@ -72,18 +76,26 @@ def prepare_build(
     channels = _check_channels(channels, WILDS_CHANNELS if layout == "wilds" else CHANNELS)
     classes = class_map(sites, label)
     sites["split"] = assign_splits(sites, splits)
-    reasons = find_missing(source, sites, channels)
-    _report_missing(source, sites, reasons, strict)
-    reasons = reasons.mask(sites["split"] == LEFT_OUT, f"left out by the splits {splits}")
+    check_splits(sites, mixed=splits == "mixed-to-test")
+    reasons = pd.Series(f"left out by the splits {splits}", index=sites.index, dtype=object)
+    used = sites["split"] != LEFT_OUT
+    reasons[used] = find_missing(source, sites[used], channels)
+    _report_missing(source, sites[used], reasons[used], strict)
+    repeats = _find_repeats(sites, sites[reasons == ""], exclude_leaks)
+    if exclude_leaks:
+        reasons = reasons.mask(reasons == "", repeating_sites(sites, repeats))
     complete = sites[reasons == ""]
     if complete.empty:
-        raise ValueError(f"The splits {splits!r} leave out every site that has files. Take another scheme.")
+        raise ValueError(
+            f"The splits {splits!r}{' without repeated layouts' if exclude_leaks else ''} leave out every site "
+            "that has files. Take another scheme."
+        )
     excluded = sites.loc[reasons != "", ["site_id", "split"]].assign(reason=reasons[reasons != ""])
     name, plane = channel_files(min(complete["path"]), channels)[0]
     size = load_channel(source / name, plane=plane).shape
     _check_edges(size, crop, image_size)
     shards = plan_shards(complete, seed)
-    given = (layout, splits, label, list(channels), crop, image_size, seed)
+    given = (layout, splits, label, list(channels), crop, image_size, seed, exclude_leaks)
     options = {
         **dict(zip(OPTIONS, given, strict=True)),
         "schema": SCHEMA,
@@ -91,7 +103,20 @@ def prepare_build(
         "plan": hash_plan(shards),
         "table": hash_bytes(complete[[*COLUMNS]].sort_values("site_id").to_csv(index=False).encode())[:16],
     }
-    return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size)
+    return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size, repeats)
+
+
+def _find_repeats(sites, complete, exclude):
+    # The whole table knows the layouts; only plates of which something is built matter.
+    plates = pd.MultiIndex.from_frame(complete[["experiment", "plate"]].drop_duplicates())
+    repeats = find_repeats(sites[pd.MultiIndex.from_frame(sites[["experiment", "plate"]]).isin(plates)])
+    report = describe_repeats(repeats)
+    if report:
+        print(
+            f"{report}\n"
+            + ("The first are left out." if exclude else "Build with --exclude-leaks to leave the first out.")
+        )
+    return repeats
 
 
 def _check_channels(channels, there):
