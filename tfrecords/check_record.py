@@ -12,7 +12,7 @@ def expectations(manifest):
     label = manifest["options"]["label"]
     return {
         "image_shape": manifest["image_shape"],
-        "encoding": manifest["options"].get("encoding", "raw"),
+        "planes": manifest["planes"],
         "experiments": manifest["experiments"],
         "label": label,
         "classes": {entry["value"]: number for number, entry in enumerate(manifest["classes"])},
@@ -45,7 +45,7 @@ def check_record(record, row, shard, expected):
         yield f"has the keys {sorted(values)}, expected {sorted(wanted)}"
     for key in sorted(wanted & set(values)):
         kind = bytes if key in _TEXTS else int
-        count = expected["image_shape"][2] if key == "image" and expected["encoding"] == "png" else 1
+        count = len(expected["planes"] or [None]) if key == "image" else 1
         if len(values[key]) != count or not all(isinstance(value, kind) for value in values[key]):
             name = "bytes" if key in _TEXTS else "int64"
             yield f"{key} holds {len(values[key])} values or another type, expected {count} of {name}"
@@ -68,17 +68,17 @@ def check_record(record, row, shard, expected):
 
 def _check_image(values, expected):
     height, width, channels = expected["image_shape"]
-    if expected["encoding"] == "raw":
+    if expected["planes"] is None:
         if len(values[0]) != height * width * channels:
             yield f"the image has {len(values[0])} bytes, expected {height} x {width} x {channels}"
         return
-    for number, data in enumerate(values):
+    for number, (data, count) in enumerate(zip(values, expected["planes"], strict=True)):
         try:
             # The reader's own decoder.
             shape = tf.io.decode_png(data).shape.as_list()
         except tf.errors.InvalidArgumentError as error:
-            yield f"the PNG of channel {number} cannot be decoded ({error.message.splitlines()[0][:200]})"
+            yield f"the PNG file {number} cannot be decoded ({error.message.splitlines()[0][:200]})"
             continue
-        if shape != [height, width, 1]:
+        if shape != [height, width, count]:
             found = " x ".join(map(str, shape))
-            yield f"the PNG of channel {number} has {found} pixels and channels, expected {height} x {width} x 1"
+            yield f"the PNG file {number} has {found} pixels and channels, expected {height} x {width} x {count}"

@@ -15,6 +15,7 @@ _KEYS = (
     "source",
     "options",
     "image_shape",
+    "planes",
     "classes",
     "experiments",
     "cell_types",
@@ -30,10 +31,10 @@ def read_manifest(dest):
     """Reads the manifest of a folder that `build_records` finished.
 
     Returns:
-        dict: `schema`; `source` and `options` of the build; `image_shape` (height, width, channels); `classes` (see
-        `labels.class_map`); `experiments` of each split, sorted (an experiment's number is its place in
-        `experiments["train"]`); `cell_types`; `shards` (name, split, experiment, kind, count, labelled, bytes,
-        sha256); `index` and `excluded` (file, sha256, count); `versions`.
+        dict: `schema`; `source` and `options` of the build; `image_shape` (height, width, channels); `planes` (see
+        `write.encode_site`; None for raw pixels); `classes` (see `labels.class_map`); `experiments` of each split,
+        sorted (an experiment's number is its place in `experiments["train"]`); `cell_types`; `shards` (name, split,
+        experiment, kind, count, labelled, bytes, sha256); `index` and `excluded` (file, sha256, count); `versions`.
 
     Raises:
         ValueError: if the folder is missing, is not whole, or was written by a newer release.

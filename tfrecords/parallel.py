@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from tfrecords.cluster import connect
 from tfrecords.devices import keep_tensorflow_off_gpu
 
 # Below this many bytes of pixels one process has done all before a second one has started.
@@ -26,8 +27,8 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
     Args:
         function: of one task; with processes, importable by name.
         tasks: iterable of (task, number of sites in it).
-        workers: number of processes; a `concurrent.futures.Executor`; or None for one process a core, and this process
-            alone where there is little to do.
+        workers: number of processes; a `concurrent.futures.Executor`; the address of a Dask scheduler, such as
+            `tcp://host:8786`; or None for one process a core, and this process alone where there is little to do.
         total: number of sites in all tasks.
         size: bytes of pixels in all tasks.
         name: what is done, for the progress bar.
@@ -54,6 +55,13 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
                 future.cancel()
 
 
+def add_workers(parser):
+    """Adds `--workers` and `--scheduler` to a command line; both fill in `workers`."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--workers", type=int, help="number of processes (default: one a core; 1 where little is to do)")
+    group.add_argument("--scheduler", dest="workers", metavar="tcp://HOST:PORT", help="run on a Dask cluster instead")
+
+
 def _harvest(running, progress):
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
@@ -66,6 +74,10 @@ def _harvest(running, progress):
 def _executor(workers, size):
     if isinstance(workers, Executor):
         yield workers, max(_IN_FLIGHT, 2 * getattr(workers, "_max_workers", 0))
+        return
+    if isinstance(workers, str):
+        with connect(workers) as (executor, most):
+            yield executor, most
         return
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

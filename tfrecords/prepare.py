@@ -11,6 +11,7 @@ from tfrecords.labels import class_map
 from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites
 from tfrecords.manifest import EXCLUDED, SCHEMA, hash_bytes
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
+from tfrecords.png import png_planes
 from tfrecords.sources import COLUMNS, find_layout, read_sites
 from tfrecords.splits import LEFT_OUT, assign_splits
 
@@ -19,8 +20,9 @@ class Prepared(NamedTuple):
     """What to build.
 
     `options`, JSON values, say all that decides the records; `sites` is the table of those to write, with `split`;
-    `excluded` has `site_id`, `split` and `reason`; `size` is (height, width) of the files; `repeats` are the layouts
-    that come twice, see `leaks.find_repeats`.
+    `excluded` has `site_id`, `split` and `reason`; `size` is (height, width) of the files; `planes` says how PNG files
+    are stored, see `png.png_planes`, and is None for raw pixels; `repeats` are the layouts that come twice, see
+    `leaks.find_repeats`.
     """
 
     options: dict
@@ -29,6 +31,7 @@ class Prepared(NamedTuple):
     classes: list
     shards: list
     size: tuple
+    planes: tuple | None
     repeats: pd.DataFrame
 
     @property
@@ -39,7 +42,8 @@ class Prepared(NamedTuple):
 
 
 # The options that the user gives, under these names in the manifest as well.
-OPTIONS = ("layout", "splits", "label", "channels", "crop", "image_size", "seed", "exclude_leaks")
+OPTIONS = ("layout", "splits", "label", "channels", "crop", "image_size", "encoding", "seed", "exclude_leaks")
+ENCODINGS = ("raw", "png")
 
 
 def prepare_build(
@@ -51,6 +55,7 @@ def prepare_build(
     channels=None,
     crop=None,
     image_size=None,
+    encoding="raw",
     seed=0,
     exclude_leaks=False,
     strict=False,
@@ -61,7 +66,8 @@ def prepare_build(
     says was decided; its `options` are equal as long as the source is.
 
     Args:
-        source, layout, splits, label, channels, crop, image_size, seed, exclude_leaks, strict: see `build_records`.
+        source, layout, splits, label, channels, crop, image_size, encoding, seed, exclude_leaks, strict: see
+            `build_records`.
 
     Returns:
         `Prepared`.
@@ -95,7 +101,11 @@ def prepare_build(
     size = load_channel(source / name, plane=plane).shape
     _check_edges(size, crop, image_size)
     shards = plan_shards(complete, seed)
-    given = (layout, splits, label, list(channels), crop, image_size, seed, exclude_leaks)
+    if encoding not in ENCODINGS:
+        raise ValueError(f"Unknown encoding {encoding!r}. Expected one of {', '.join(ENCODINGS)}.")
+    whole = crop is None and image_size is None
+    planes = png_planes(source, min(complete["path"]), channels, whole) if encoding == "png" else None
+    given = (layout, splits, label, list(channels), crop, image_size, encoding, seed, exclude_leaks)
     options = {
         **dict(zip(OPTIONS, given, strict=True)),
         "schema": SCHEMA,
@@ -103,7 +113,7 @@ def prepare_build(
         "plan": hash_plan(shards),
         "table": hash_bytes(complete[[*COLUMNS]].sort_values("site_id").to_csv(index=False).encode())[:16],
     }
-    return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size, repeats)
+    return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size, planes, repeats)
 
 
 def _find_repeats(sites, complete, exclude):

@@ -8,11 +8,16 @@ import tensorflow as tf
 
 from tfrecords.frames import FOOTER, HEADER, frame, read_frames
 from tfrecords.images import load_site
+from tfrecords.png import load_pngs
 from tfrecords.whole import open_whole
 
 
 class Task(NamedTuple):
-    """One shard to write: `sites` holds a dict for each record; `size` is (height, width) of the files on disk."""
+    """One shard to write.
+
+    `sites` holds a dict for each record; `size` is (height, width) of the files on disk; `planes`, of `png.png_planes`,
+    makes the records hold PNG files, None raw pixels.
+    """
 
     source: str
     dest: str
@@ -22,6 +27,7 @@ class Task(NamedTuple):
     size: tuple
     crop: int | None
     image_size: int | None
+    planes: tuple | None = None
 
 
 class Written(NamedTuple):
@@ -55,8 +61,7 @@ def write_shard(task):
     # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
     with open_whole(path) as file:
         for site in task.sites:
-            image = load_site(task.source, site["path"], task.channels, task.size, task.crop, task.image_size)
-            record = encode_site(site, image)
+            record = encode_site(site, _load(task, site["path"]))
             header, footer = frame(record)
             offsets.append(size)
             for part in (header, record, footer):
@@ -66,22 +71,35 @@ def write_shard(task):
     return Written(task.name, len(task.sites), size, digest.hexdigest(), tuple(offsets))
 
 
-def encode_site(site, image):
+def _load(task, path):
+    if task.planes is None:
+        image = load_site(task.source, path, task.channels, task.size, task.crop, task.image_size)
+        return [image.tobytes()]
+    return load_pngs(task.source, path, task.channels, task.planes, task.size, task.crop, task.image_size)
+
+
+def encode_site(site, images):
     """One record: Recursion's keys (rxrx1-utils, images2tfrecords) and `site_id`.
+
+    Its key `image` holds, by the option `encoding` of the manifest:
+
+    - `raw`: one bytes value, the uint8 pixels `(height, width, channels)` in C order, as Recursion's records do.
+    - `png`: a bytes value for each entry of the manifest's `planes`, a PNG file of as many channels: `[1, 1, ..., 1]`,
+      an 8-bit grey file for each channel, in order; or `[3]`, one 8-bit RGB file.
 
     Args:
         site: dict with the columns of `read_sites`.
-        image: uint8 `(height, width, channels)`; stored as its raw bytes.
+        images: list of bytes, the values of `image`.
 
     Returns:
         bytes of a serialized `tf.train.Example`, equal for equal input. `sirna` is left out where it is unknown.
     """
-    texts = {key: str(site[key]).encode() for key in ("well", "well_type", "experiment", "cell_type", "site_id")}
-    texts["image"] = image.tobytes()
+    keys = ("well", "well_type", "experiment", "cell_type", "site_id")
+    texts = {key: [str(site[key]).encode()] for key in keys} | {"image": images}
     numbers = {"plate": int(site["plate"]), "site": int(site["site"])}
     if site["sirna_id"] is not None:
         numbers["sirna"] = int(site["sirna_id"])
-    features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in texts.items()}
+    features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=value)) for key, value in texts.items()}
     for key, value in numbers.items():
         features[key] = tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
     example = tf.train.Example(features=tf.train.Features(feature=features))

@@ -4,7 +4,7 @@ from tfrecords.folder import claim, finish, is_finished
 from tfrecords.manifest import SCHEMA
 
 OPTIONS = {"seed": 0, "plan": "a"}
-KEYS = ("source", "image_shape", "classes", "cell_types", "shards", "index", "excluded", "versions")
+KEYS = ("source", "image_shape", "planes", "classes", "cell_types", "shards", "index", "excluded", "versions")
 MANIFEST = dict.fromkeys(KEYS) | {
     "schema": SCHEMA,
     "options": OPTIONS,

@@ -31,7 +31,7 @@ def test_what_is_written_is_read_back_equal(task, tmp_path, pixels_of):
 
 
 def test_a_record_has_the_keys_of_recursion_and_site_id(task):
-    example = tf.train.Example.FromString(encode_site(task.sites[0], np.zeros((8, 8, 6), np.uint8)))
+    example = tf.train.Example.FromString(encode_site(task.sites[0], [bytes(8 * 8 * 6)]))
     keys = {"image", "well", "well_type", "experiment", "cell_type", "plate", "site", "sirna"}
     assert set(example.features.feature) == keys | {"site_id"}
 

@@ -1,0 +1,83 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tfrecords.build import build_records, main
+from tfrecords.cluster import connect
+from tfrecords.verify import main as verify
+
+pytest.importorskip("distributed", reason="needs the extra dask: pip install 'keras-abra[dask]'")
+
+
+def start(folder, what, *options):
+    file = folder / "scheduler.json"
+    log = open(folder / f"{what}-{len(list(folder.iterdir()))}.log", "wb")
+    command = [
+        sys.executable,
+        "-m",
+        f"distributed.cli.dask_{what}",
+        "--scheduler-file",
+        file,
+        "--no-dashboard",
+        *options,
+    ]
+    return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    """Address of a Dask scheduler with two workers, each a process of its own."""
+    folder = tmp_path_factory.mktemp("dask")
+    processes = [start(folder, "scheduler", "--host", "127.0.0.1", "--port", "0")]
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "scheduler.json").exists():
+            assert time.monotonic() < deadline and processes[0].poll() is None
+            time.sleep(0.1)
+        processes += [start(folder, "worker", "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1") for _ in "12"]
+        yield json.loads((folder / "scheduler.json").read_text())["address"]
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_a_cluster_builds_the_same_and_verifies(scheduler, release_tree, records_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # The workers run elsewhere: a relative path must not be theirs to understand.
+    assert main([str(release_tree), "records", "--scheduler", scheduler]) == 0
+    files = {path.relative_to(records_tree) for path in records_tree.rglob("*") if path.is_file()}
+    assert {path.relative_to("records") for path in Path("records").rglob("*") if path.is_file()} == files
+    for name in files:
+        assert (tmp_path / "records" / name).read_bytes() == (records_tree / name).read_bytes()
+    assert verify(["records", "--scheduler", scheduler]) == 0
+    assert "no faults in 12 files" in capsys.readouterr().out
+
+
+def test_both_workers_take_part_and_errors_come_back(scheduler, release, tmp_path):
+    with connect(scheduler) as (executor, most):
+        assert most == 4
+        assert len(set(executor.map(lambda _: time.sleep(0.2) or os.getpid(), range(8)))) == 2
+    path = release / "images/RPE-01/Plate1/B03_s2_w5.png"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="B03_s2_w5.png: expected a whole PNG file"):
+        build_records(release, tmp_path / "records", workers=scheduler)
+
+
+def test_where_no_scheduler_answers_is_said(release_tree, tmp_path, capsys):
+    with (
+        pytest.raises(ValueError, match="No Dask scheduler answers at 'tcp://127.0.0.1:9'"),
+        connect("tcp://127.0.0.1:9", timeout=1),
+    ):
+        pass
+
+
+def test_without_distributed_the_install_line_is_given(release_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main([str(release_tree), str(tmp_path / "records"), "--scheduler", "tcp://127.0.0.1:9"]) == 1
+    assert "pip install 'keras-abra[dask]'" in capsys.readouterr().err

@@ -1,0 +1,50 @@
+"""A Dask cluster as an executor."""
+
+from contextlib import contextmanager
+
+# Tasks handed out per thread of the cluster: one that runs, and one so that none waits for the way here and back.
+_AHEAD = 2
+
+
+@contextmanager
+def connect(address, timeout=30):
+    """Connects to the scheduler of a Dask cluster. Needs the extra `dask`.
+
+    Its workers need this package, and must see source and destination under the same paths.
+
+    Args:
+        address: such as `tcp://host:8786`.
+        timeout: seconds to wait for the scheduler and a first worker. Default 30, three times Dask's own.
+
+    Yields:
+        (executor, most): a `concurrent.futures.Executor`, and how many tasks to hand to it at a time.
+
+    Raises:
+        ValueError: if nothing answers there, or no worker is known to it.
+        ImportError: if `distributed` is not installed.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ImportError(
+            "A Dask scheduler needs the package distributed, which is not installed. Run `pip install "
+            "'keras-abra[dask]'`, with the release of the cluster."
+        ) from None
+    try:
+        client = Client(address, timeout=timeout, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No Dask scheduler answers at {address!r} ({error}). Expected an address such as tcp://host:8786, which "
+            "`dask scheduler` prints when it starts."
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=timeout)
+        except TimeoutError:
+            raise ValueError(
+                f"The Dask scheduler at {address!r} has no workers. Start some with `dask worker {address}`."
+            ) from None
+        threads = sum(client.ncores().values())
+        # Each writes the same bytes under the same name, so a task may be run again where a worker is lost. A result is
+        # taken as it is; an error is ours to raise.
+        yield client.get_executor(pure=False), _AHEAD * threads
