@@ -15,6 +15,7 @@ _HOME = {
     "class_names": "manifest",
     "list_sites": "listing",
     "read_records": "read",
+    "local_folder": "mirror",
     "site_ids_of_step": "order",
     "augment": "preprocess",
     "standardize": "preprocess",

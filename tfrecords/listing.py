@@ -5,6 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from tfrecords.manifest import INDEX, hash_bytes, read_manifest
+from tfrecords.mirror import local_folder
+from tfrecords.remote import is_remote
 from tfrecords.splits import check_split
 
 KINDS = ("treatment", "control")
@@ -14,7 +16,7 @@ def list_sites(dest, split, kinds=("treatment",)):
     """Lists the sites of a split in the order in which `read_records` gives them when it is not training.
 
     Args:
-        dest: folder of records.
+        dest: folder of records, or URL of one, see `mirror.local_folder`; no shard is fetched.
         split: train, id_test, val or test.
         kinds: which wells: `("treatment",)`, `("control",)` or both.
 
@@ -25,7 +27,8 @@ def list_sites(dest, split, kinds=("treatment",)):
     Raises:
         ValueError: if the folder is not whole, a kind or split is unknown, or no such site was built.
     """
-    manifest = read_manifest(dest)
+    folder = local_folder(dest)
+    manifest = read_manifest(folder)
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"Unknown kinds {kinds!r}. Expected {KINDS}, or one of them.")
@@ -39,13 +42,13 @@ def list_sites(dest, split, kinds=("treatment",)):
             f"The split {split!r} has {counts[split]} sites, but none of kind {' or '.join(kinds)}. "
             f"Pass kinds={tuple(kind for kind in KINDS if kind not in kinds)!r} to read the others."
         )
-    for shard in shards:
-        path = Path(dest) / shard["name"]
+    for shard in [] if is_remote(dest) else shards:
+        path = folder / shard["name"]
         found = path.stat().st_size if path.is_file() else None
         if found != shard["bytes"]:
             state = "is missing" if found is None else f"has {found} bytes, expected {shard['bytes']}"
             raise ValueError(f"{path} {state}. Run `python -m tfrecords.verify {dest}` for all that is wrong.")
-    index = read_index(dest, manifest)
+    index = read_index(folder, manifest)
     return index[index["shard"].isin([row["name"] for row in shards])].reset_index(drop=True)
 
 

@@ -6,6 +6,8 @@ import json
 import platform
 from pathlib import Path
 
+from tfrecords.remote import find_transport, is_remote, remote_url
+
 SCHEMA = 2
 MANIFEST = "manifest.json"
 INDEX = "index.csv"
@@ -30,6 +32,9 @@ _SPLITS = ("train", "id_test", "val", "test")
 def read_manifest(dest):
     """Reads the manifest of a folder that `build_records` finished.
 
+    Args:
+        dest: folder of records, or URL of one, see `mirror.local_folder`.
+
     Returns:
         dict: `schema`; `source` and `options` of the build; `image_shape` (height, width, channels); `planes` (see
         `write.encode_site`; None for raw pixels); `classes` (see `labels.class_map`); `experiments` of each split,
@@ -39,21 +44,10 @@ def read_manifest(dest):
     Raises:
         ValueError: if the folder is missing, is not whole, or was written by a newer release.
     """
-    dest = Path(dest)
-    path = dest / MANIFEST
-    if not path.is_file():
-        if not dest.is_dir():
-            found = "there is no such folder"
-        elif (dest / UNFINISHED).exists():
-            found = "the build was broken off and left parts of a data set"
-        else:
-            found = f"there is no {MANIFEST}"
-        raise ValueError(
-            f"{str(dest)!r} holds no finished records: {found}. Expected a folder written to the end by "
-            "`python -m tfrecords.build SOURCE DEST`; run that command (again) first."
-        )
+    path = f"{remote_url(dest)}/{MANIFEST}" if is_remote(dest) else Path(dest) / MANIFEST
+    data = _read_remote(path) if is_remote(dest) else _read_local(path)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(data.decode())
         schema = manifest["schema"]
         if schema == SCHEMA:
             missing = [key for key in _KEYS if key not in manifest]
@@ -68,6 +62,31 @@ def read_manifest(dest):
     if schema != SCHEMA:
         raise ValueError(f"{path} has schema {schema}; expected {SCHEMA}. Build the records again with this release.")
     return manifest
+
+
+def _read_local(path):
+    if path.is_file():
+        return path.read_bytes()
+    if not path.parent.is_dir():
+        found = "there is no such folder"
+    elif (path.parent / UNFINISHED).exists():
+        found = "the build was broken off and left parts of a data set"
+    else:
+        found = f"there is no {MANIFEST}"
+    raise ValueError(
+        f"{str(path.parent)!r} holds no finished records: {found}. Expected a folder written to the end by "
+        "`python -m tfrecords.build SOURCE DEST`; run that command (again) first."
+    )
+
+
+def _read_remote(url):
+    try:
+        return find_transport(url).read(url)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{url.rsplit('/', 1)[0]!r} holds no finished records: there is no {MANIFEST}. Build a folder here with "
+            "`python -m tfrecords.build SOURCE DEST`, and copy the whole of it there, the manifest last."
+        ) from None
 
 
 def class_names(dest, kinds=("treatment",)):

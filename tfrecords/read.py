@@ -9,6 +9,7 @@ from tfrecords import preprocess
 from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.listing import list_sites
 from tfrecords.manifest import read_manifest
+from tfrecords.mirror import local_folder
 from tfrecords.order import Passes, shuffle_buffer, shuffle_shards
 
 # A megabyte at a time; TensorFlow's default, a quarter of it, costs more calls, and newer releases log it.
@@ -50,7 +51,8 @@ def read_records(
     fewer than about five steps may be used up by it.) Without training, the order is that of `list_sites`.
 
     Args:
-        dest: folder of records.
+        dest: folder of records, or URL of one (`gs://`, `s3://`, `az://`, `https://`), whose shards are fetched first,
+            see `mirror.local_folder`.
         split: `train`, `id_test`, `val` or `test`.
         batch_size: sites in a batch; the global one where a `tf.distribute` strategy divides it.
         kinds: `("treatment",)` (default), `("control",)` or both.
@@ -74,6 +76,8 @@ def read_records(
             damaged record stops the pass with a `tf.errors.DataLossError`; `python -m tfrecords.verify` names it.
     """
     leave_gpu_to_backend()
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    dest = local_folder(dest, (split,), kinds)
     manifest = read_manifest(dest)
     sites = list_sites(dest, split, kinds)
     drop_remainder = training if drop_remainder is None else drop_remainder

@@ -10,9 +10,11 @@ from typing import NamedTuple
 from tfrecords.check_record import check_record, expectations
 from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
 from tfrecords.frames import read_frames
-from tfrecords.listing import read_index
+from tfrecords.listing import KINDS, read_index
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest
+from tfrecords.mirror import local_folder
 from tfrecords.parallel import add_workers, run_tasks
+from tfrecords.splits import SPLITS
 
 
 class Fault(NamedTuple):
@@ -31,7 +33,7 @@ def verify_records(dest, workers=None):
     """Checks files, checksums, frames, keys, images, labels, places and counts, and goes on after a fault.
 
     Args:
-        dest: folder of records.
+        dest: folder of records, or URL of one, all of which is fetched first.
         workers: as for `build_records`.
 
     Returns:
@@ -41,7 +43,7 @@ def verify_records(dest, workers=None):
         ValueError: if the folder is not whole, so that there is nothing to compare with.
     """
     leave_gpu_to_backend()
-    dest = Path(dest)
+    dest = local_folder(dest, SPLITS, KINDS)
     manifest = read_manifest(dest)
     faults = list(_check_files(dest, manifest))
     try:

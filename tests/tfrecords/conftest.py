@@ -1,5 +1,6 @@
 """A fake RxRx1 on disk: 4 experiments, 1 plate, 4 wells, 2 sites and 6 channels of 8 x 8 pixels, in both layouts."""
 
+import logging
 import shutil
 import zlib
 from pathlib import Path
@@ -122,3 +123,32 @@ def pixels_of():
 def kaggle_tables():
     """`kaggle_tables(folder, name_of)`: writes the four tables, with siRNAs named by a function of the row."""
     return write_kaggle_tables
+
+
+@pytest.fixture
+def bucket(records_tree, monkeypatch):
+    """URL of the finished records on an S3 server in this process; the environment variables lead to it."""
+    for name in ("boto3", "flask", "flask_cors"):
+        pytest.importorskip(name, reason="needs moto's server: pip install 'moto[s3]' flask flask-cors")
+    moto = pytest.importorskip("moto.server", reason="needs moto's server")
+    import boto3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in (
+        ("ACCESS_KEY_ID", "testing"),
+        ("SECRET_ACCESS_KEY", "testing"),
+        ("DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("S3_ENDPOINT", endpoint)  # tensorflow-io's name for it.
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="screens")
+    for path in records_tree.rglob("*.*"):
+        key = f"hcs/records/{path.relative_to(records_tree).as_posix()}"
+        client.upload_file(str(path), "screens", key, ExtraArgs={"ACL": "public-read"})  # For http:// as well.
+    yield "s3://screens/hcs/records"
+    server.stop()
