@@ -9,8 +9,10 @@ import pandas as pd
 
 from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
 from tfrecords.folder import claim, finish, is_finished, tidy
+from tfrecords.intensity import list_ranges, measure_ranges
 from tfrecords.labels import LABELS
 from tfrecords.manifest import EXCLUDED, INDEX, SCHEMA, hash_bytes, package_versions, read_manifest
+from tfrecords.own_screen import add_screen, take_screen
 from tfrecords.parallel import add_workers, run_tasks
 from tfrecords.prepare import ENCODINGS, prepare_build
 from tfrecords.sources import COLUMNS, LAYOUTS
@@ -24,7 +26,7 @@ def build_records(
     dest,
     *,
     layout="auto",
-    splits="wilds",
+    splits=None,
     label="sirna_id",
     channels=None,
     crop=None,
@@ -32,10 +34,11 @@ def build_records(
     encoding="raw",
     seed=0,
     exclude_leaks=False,
+    screen=None,
     strict=False,
     workers=None,
 ):
-    """Builds TFRecords from an RxRx1, RxRx1-WILDS or Kaggle tree.
+    """Builds TFRecords from an RxRx1, RxRx1-WILDS or Kaggle tree, or from a screen of one's own.
 
     RxRx1-WILDS itself cannot be downloaded any more; `channels=(1, 2, 3), crop=256` makes its images from RxRx1's.
 
@@ -45,11 +48,12 @@ def build_records(
     Args:
         source: folder with the tables and images, see `read_sites`.
         dest: folder to write; new, empty, or of the same build.
-        layout: `rxrx1`, `wilds` or `kaggle`; `auto` (default) recognizes it, see `sources.find_layout`.
-        splits: scheme of the splits, see `splits.assign_splits`; default `wilds`, its official one.
+        layout: `rxrx1`, `wilds`, `kaggle` or `screen`; `auto` (default) recognizes it, see `sources.find_layout`.
+        splits: scheme of the splits, see `splits.assign_splits`; default `wilds`, its official one, and `table` for
+            a screen of one's own.
         label: column that gives the classes: `sirna_id` (default), `cell_type`, `experiment` or `well_type`.
-        channels: numbers of the channels, in the order wanted; None (default) for all. Files of the others need not
-            be there.
+        channels: numbers of the channels, or names in a screen of one's own, in the order wanted; None (default) for
+            all. Files of the others need not be there.
         crop: edge in pixels of a square cut out of the centre, as WILDS did, before any resizing; None (default) keeps
             the whole field of view.
         image_size: edge of the images in pixels, made by averaging areas, so that the field of view stays; None
@@ -59,6 +63,8 @@ def build_records(
         seed: integer that orders the sites inside the shards.
         exclude_leaks: leave out plates, on the training side, whose layout comes again in another split; without it
             (default) they are only named. See `leaks.find_repeats` and `leaks.repeating_sites`.
+        screen: what describes a screen of one's own, a dict or a TOML file, see `own_screen.read_screen`; by default
+            `screen.toml` in the source, if it is there.
         strict: make a missing channel file an error.
         workers: number of processes, a `concurrent.futures.Executor`, or the address of a Dask scheduler, to write
             with. By default one process for each core, and this one alone for a small screen.
@@ -82,6 +88,7 @@ def build_records(
         encoding=encoding,
         seed=seed,
         exclude_leaks=exclude_leaks,
+        screen=screen,
         strict=strict,
     )
     options, sites, excluded, classes, shards, size, planes, repeats = prepared
@@ -91,7 +98,8 @@ def build_records(
         return read_manifest(dest)
     with claim(dest, options):
         pixels = len(sites) * size[0] * size[1] * len(options["channels"])
-        tasks = list_tasks(source, dest, prepared)
+        ranges = find_ranges(source, prepared)
+        tasks = list_tasks(source, dest, prepared, ranges)
         results = run_tasks(write_shard, tasks, workers=workers, total=len(sites), size=pixels, name="records")
         written = {result.name: result for result in results}
         manifest = {
@@ -104,6 +112,8 @@ def build_records(
             "experiments": {name: sorted(set(sites.loc[sites["split"] == name, "experiment"])) for name in SPLITS},
             "cell_types": sorted(set(sites["cell_type"])),
             "repeated_layouts": repeats.to_dict("records"),
+            "intensity": list_ranges(ranges, options["channels"]),
+            "names": _names(sites),
             "versions": package_versions(),
         }
         index = _index(sites, shards, written, classes, label)
@@ -128,13 +138,21 @@ def build_records(
     return manifest
 
 
-def list_tasks(source, dest, prepared):
-    """Gives a pair of `write.Task` and its number of sites for each shard, one after the other."""
+def list_tasks(source, dest, prepared, ranges=None):
+    """Gives a pair of `write.Task` and its number of sites for each shard, one after the other.
+
+    Args:
+        source, dest: as for `build_records`.
+        prepared: `prepare.Prepared`.
+        ranges: of `intensity.measure_ranges`, or of a manifest by `intensity.ranges_of`; None for files as they are.
+    """
     options = prepared.options
     sites = prepared.sites[[*COLUMNS, "path"]].astype({"sirna_id": object}).set_index("site_id", drop=False)
     sites["sirna_id"] = sites["sirna_id"].where(sites["sirna_id"].notna(), None)
     for shard in prepared.shards:
         rows = sites.loc[[*shard.site_ids]].to_dict("records")
+        for row in rows if ranges else ():
+            row["ranges"] = ranges[row["experiment"], row["plate"]]
         task = Task(
             source=os.path.abspath(source),
             dest=os.path.abspath(dest),
@@ -147,6 +165,22 @@ def list_tasks(source, dest, prepared):
             planes=prepared.planes,
         )
         yield task, len(rows)
+
+
+def find_ranges(source, prepared):
+    """The grey levels that a build scales to 8 bits, see `intensity.measure_ranges`; None if there is none to scale."""
+    options = prepared.options
+    if options["intensity"] is None:
+        return None
+    return measure_ranges(source, prepared.sites, options["channels"], prepared.size, options["intensity"])
+
+
+def _names(sites):
+    return {
+        f"{kind}s": dict(sorted(set(zip(sites[f"{kind}_name"], sites[kind].tolist(), strict=True))))
+        for kind in ("plate", "site")
+        if f"{kind}_name" in sites and (sites[f"{kind}_name"] != sites[kind].astype(str)).any()
+    }
 
 
 def _index(sites, shards, written, classes, label):
@@ -163,8 +197,8 @@ def _index(sites, shards, written, classes, label):
     return index
 
 
-def _numbers(text):
-    return tuple(int(piece) for piece in text.split(","))
+def _list(text):
+    return tuple(text.split(","))
 
 
 def main(argv=None):
@@ -173,8 +207,8 @@ def main(argv=None):
     parser.add_argument("source", help="folder with metadata.csv and images/, or Kaggle's tables, train/ and test/")
     parser.add_argument("dest", help="folder to write; new, empty, or of the same build")
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: recognized by the files")
-    parser.add_argument("--splits", default="wilds", help=f"one of {', '.join(SCHEMES)} (default: wilds)")
-    parser.add_argument("--channels", type=_numbers, help="such as 1,2,3, in the order wanted (default: all)")
+    parser.add_argument("--splits", help=f"one of {', '.join(SCHEMES)} (default: wilds; of an own screen, table)")
+    parser.add_argument("--channels", type=_list, help="such as 1,2,3, in the order wanted (default: all)")
     parser.add_argument("--crop", type=int, help="edge in pixels of the centre to cut out (default: the whole field)")
     parser.add_argument("--image-size", type=int, help="edge in pixels, by averaging areas (default: as on disk)")
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw pixels (default), or PNG files")
@@ -184,10 +218,12 @@ def main(argv=None):
     )
     parser.add_argument("--strict", action="store_true", help="a site that lacks channel files is an error")
     parser.add_argument("--label", choices=LABELS, default="sirna_id", help="column of the classes (default: sirna_id)")
+    add_screen(parser)
     add_workers(parser)
     arguments = vars(parser.parse_args(argv))
     keep_tensorflow_off_gpu()
     try:
+        arguments["screen"] = take_screen(arguments)
         build_records(**arguments)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

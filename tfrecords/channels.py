@@ -13,19 +13,21 @@ CHANNELS = (1, 2, 3, 4, 5, 6)
 WILDS_CHANNELS = (1, 2, 3)
 
 
-def find_missing(source, sites, channels=CHANNELS):
+def find_missing(source, sites, channels=CHANNELS, names=None):
     """Says of each site which channel files it lacks. Lists each folder once instead of asking for each file.
 
     Args:
         source: folder of the tables.
         sites: table of `read_sites`.
         channels: numbers of the channels wanted.
+        names: names of the channels wanted, for the reasons; None (default) for w1, w2 and so on.
 
     Returns:
         pandas.Series of str, indexed as `sites`: empty where all files are there, otherwise the reason to leave the
         site out, such as `"missing channels w5, w6"` or `"no files"`.
     """
     source = Path(source)
+    names = [f"w{channel}" for channel in channels] if names is None else names
     listed = {}
 
     def is_there(file):
@@ -37,13 +39,13 @@ def find_missing(source, sites, channels=CHANNELS):
     reasons = []
     for path in sites["path"]:
         files = [file for file, _ in channel_files(path, channels)]
-        missing = [channel for channel, file in zip(channels, files, strict=True) if not is_there(file)]
+        missing = [name for name, file in zip(names, files, strict=True) if not is_there(file)]
         if not missing:
             reasons.append("")
         elif len(missing) == len(files):
             reasons.append("no files")
         else:
-            reasons.append("missing channels " + ", ".join(f"w{channel}" for channel in missing))
+            reasons.append("missing channels " + ", ".join(missing))
     return pd.Series(reasons, index=sites.index, dtype=object, name="reason")
 
 

@@ -10,6 +10,9 @@ from tfrecords.remote import is_remote
 from tfrecords.splits import check_split
 
 KINDS = ("treatment", "control")
+# An experiment or a well of one's own may look like a number.
+_TYPES = dict.fromkeys("site_id well_id cell_type dataset experiment well well_type sirna split shard".split(), str)
+_TYPES |= {"sirna_id": "Int64", "label": "Int64"}
 
 
 def list_sites(dest, split, kinds=("treatment",)):
@@ -61,6 +64,6 @@ def read_index(dest, manifest):
     path = Path(dest) / INDEX
     if not path.is_file() or hash_bytes(path.read_bytes()) != manifest["index"]["sha256"]:
         raise ValueError(f"{path} is missing or was changed after the build. Remove the folder and build it again.")
-    index = pd.read_csv(path, dtype={"sirna": str, "sirna_id": "Int64", "label": "Int64"}, keep_default_na=False,
+    index = pd.read_csv(path, dtype=_TYPES, keep_default_na=False,
                         na_values={"sirna": [""], "sirna_id": [""], "label": [""]})  # fmt: skip
     return index.sort_values(["shard", "record"], ignore_index=True)

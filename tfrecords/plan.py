@@ -1,6 +1,7 @@
 """Which site goes into which shard, at which place: decided before anything is written."""
 
 import hashlib
+import urllib.parse
 from typing import NamedTuple
 
 # 256 sites are 400 MB at RxRx1's 512 x 512 x 6 and 50 MB at WILDS's 256 x 256 x 3.
@@ -39,7 +40,9 @@ def plan_shards(sites, seed=0, sites_per_shard=SITES_PER_SHARD):
         count = -(-len(ids) // sites_per_shard)
         for i in range(count):
             part = ids[len(ids) * i // count : len(ids) * (i + 1) // count]
-            name = f"{split}/{experiment}_{group}_{i:05d}-of-{count:05d}.tfrecord"
+            # RxRx1's names stay as they are; of others, what a file's name cannot hold is written as %XX.
+            stem = urllib.parse.quote(str(experiment), safe="")
+            name = f"{split}/{stem}_{group}_{i:05d}-of-{count:05d}.tfrecord"
             shards.append(Shard(name, split, experiment, group, tuple(part)))
     return sorted(shards)
 

@@ -37,16 +37,16 @@ def png_planes(source, path, channels, whole):
     return (1,) * len(channels)
 
 
-def load_pngs(source, path, channels, planes, size, crop=None, image_size=None):
+def load_pngs(source, path, channels, planes, size, crop=None, image_size=None, ranges=None):
     """Gives a site as PNG files.
 
-    The bytes on disk are passed through where nothing is cropped or resized and they are such a file: 8 bits, grey or
-    RGB, of the right size, every checksum right. Their pixels are not decoded: `verify_records` does that. All else is
-    decoded and encoded anew, without loss.
+    The bytes on disk are passed through where nothing is cropped, resized or scaled and they are such a file: 8 bits,
+    grey or RGB, of the right size, every checksum right. Their pixels are not decoded: `verify_records` does that. All
+    else is decoded and encoded anew, without loss.
 
     Args:
         planes: of `png_planes`.
-        source, path, channels, size, crop, image_size: see `images.load_site`.
+        source, path, channels, size, crop, image_size, ranges: see `images.load_site`.
 
     Returns:
         List of bytes, a PNG file for each of `planes`.
@@ -55,15 +55,16 @@ def load_pngs(source, path, channels, planes, size, crop=None, image_size=None):
         ValueError: naming the file that is damaged, no image, or of another size or number of channels.
     """
     files = channel_files(path, channels)
+    as_they_are = crop is None and image_size is None and ranges is None
     pixels, pngs, position = None, [], 0
     for count in planes:
         file, plane = files[position]
         data = None
-        if crop is None and image_size is None and (plane is None or count == 3):
+        if as_they_are and (plane is None or count == 3):
             data = _read_plain(Path(source) / file, count, size)
         if data is None:
             if pixels is None:
-                pixels = load_site(source, path, channels, size, crop, image_size)
+                pixels = load_site(source, path, channels, size, crop, image_size, ranges)
             data = _encode(pixels[..., position : position + count])
         pngs.append(data)
         position += count

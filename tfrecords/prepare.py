@@ -7,9 +7,12 @@ import pandas as pd
 
 from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing
 from tfrecords.images import channel_files, load_channel
+from tfrecords.intensity import DEFAULT, parse_intensity
 from tfrecords.labels import class_map
 from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites
 from tfrecords.manifest import EXCLUDED, SCHEMA, hash_bytes
+from tfrecords.own_paths import check_links
+from tfrecords.own_screen import read_screen
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
 from tfrecords.png import png_planes
 from tfrecords.sources import COLUMNS, find_layout, read_sites
@@ -42,7 +45,7 @@ class Prepared(NamedTuple):
 
 
 # The options that the user gives, under these names in the manifest as well.
-OPTIONS = ("layout", "splits", "label", "channels", "crop", "image_size", "encoding", "seed", "exclude_leaks")
+OPTIONS = ("layout", "splits", "label", "channels", "crop", "image_size", "encoding", "seed", "exclude_leaks", "screen")
 ENCODINGS = ("raw", "png")
 
 
@@ -50,7 +53,7 @@ def prepare_build(
     source,
     *,
     layout="auto",
-    splits="wilds",
+    splits=None,
     label="sirna_id",
     channels=None,
     crop=None,
@@ -58,6 +61,7 @@ def prepare_build(
     encoding="raw",
     seed=0,
     exclude_leaks=False,
+    screen=None,
     strict=False,
 ):
     """Decides all of a build: reads the tables, looks which files are there, splits, and plans the shards.
@@ -66,8 +70,8 @@ def prepare_build(
     says was decided; its `options` are equal as long as the source is.
 
     Args:
-        source, layout, splits, label, channels, crop, image_size, encoding, seed, exclude_leaks, strict: see
-            `build_records`.
+        source, layout, splits, label, channels, crop, image_size, encoding, seed, exclude_leaks, screen,
+            strict: see `build_records`.
 
     Returns:
         `Prepared`.
@@ -76,21 +80,26 @@ def prepare_build(
         ValueError: if a table, an option or the first image is not as it must be, or sites lack files and `strict`.
     """
     source = Path(source)
-    layout = find_layout(source) if layout == "auto" else layout
+    layout, screen, splits = _choose(source, layout, screen, splits)
     own = splits.removeprefix("column:") if splits.startswith("column:") else None
-    sites = read_sites(source, layout, own)
-    channels = _check_channels(channels, WILDS_CHANNELS if layout == "wilds" else CHANNELS)
+    sites = read_sites(source, layout, own, screen)
+    names = screen and dict(enumerate(screen["channels"], 1))
+    channels = _check_channels(channels, names or (WILDS_CHANNELS if layout == "wilds" else CHANNELS), names)
     classes = class_map(sites, label)
     sites["split"] = assign_splits(sites, splits)
     check_splits(sites, mixed=splits == "mixed-to-test")
     reasons = pd.Series(f"left out by the splits {splits}", index=sites.index, dtype=object)
     used = sites["split"] != LEFT_OUT
-    reasons[used] = find_missing(source, sites[used], channels)
+    reasons[used] = find_missing(source, sites[used], channels, names and [names[i] for i in channels])
     _report_missing(source, sites[used], reasons[used], strict)
     repeats = _find_repeats(sites, sites[reasons == ""], exclude_leaks)
     if exclude_leaks:
         reasons = reasons.mask(reasons == "", repeating_sites(sites, repeats))
     complete = sites[reasons == ""]
+    if screen:
+        for channel in channels:
+            files = [channel_files(path, (channel,))[0][0] for path in complete["path"]]
+            check_links(source, files, complete["row"])
     if complete.empty:
         raise ValueError(
             f"The splits {splits!r}{' without repeated layouts' if exclude_leaks else ''} leave out every site "
@@ -98,20 +107,27 @@ def prepare_build(
         )
     excluded = sites.loc[reasons != "", ["site_id", "split"]].assign(reason=reasons[reasons != ""])
     name, plane = channel_files(min(complete["path"]), channels)[0]
-    size = load_channel(source / name, plane=plane).shape
+    first = load_channel(source / name, plane=plane)
+    size = first.shape
+    intensity = screen and screen.get("intensity", DEFAULT if first.dtype != "uint8" else None)
+    if intensity is not None:
+        parse_intensity(intensity)
     _check_edges(size, crop, image_size)
     shards = plan_shards(complete, seed)
     if encoding not in ENCODINGS:
         raise ValueError(f"Unknown encoding {encoding!r}. Expected one of {', '.join(ENCODINGS)}.")
-    whole = crop is None and image_size is None
+    whole = crop is None and image_size is None and intensity is None
     planes = png_planes(source, min(complete["path"]), channels, whole) if encoding == "png" else None
-    given = (layout, splits, label, list(channels), crop, image_size, encoding, seed, exclude_leaks)
+    given = (layout, splits, label, list(channels), crop, image_size, encoding, seed, exclude_leaks, screen)
     options = {
         **dict(zip(OPTIONS, given, strict=True)),
         "schema": SCHEMA,
+        "intensity": intensity,
         "sites_per_shard": SITES_PER_SHARD,
         "plan": hash_plan(shards),
-        "table": hash_bytes(complete[[*COLUMNS]].sort_values("site_id").to_csv(index=False).encode())[:16],
+        "table": hash_bytes(
+            complete[[*COLUMNS, *(["path"] if screen else [])]].sort_values("site_id").to_csv(index=False).encode()
+        )[:16],
     }
     return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size, planes, repeats)
 
@@ -129,12 +145,32 @@ def _find_repeats(sites, complete, exclude):
     return repeats
 
 
-def _check_channels(channels, there):
-    channels = there if channels is None else tuple(channels)
+def _choose(source, layout, screen, splits):
+    if layout == "auto":
+        layout = "screen" if screen is not None else find_layout(source)
+    if screen is not None and layout != "screen":
+        raise ValueError(f"The layout is {layout!r}, but a screen of one's own is described. Leave one of them out.")
+    if layout != "screen":
+        return layout, None, splits or "wilds"
+    screen = read_screen(source, screen)
+    if splits is None:
+        splits = "table"
+        if "splits" not in screen and "dataset" not in screen["columns"]:
+            raise ValueError(
+                "Nothing says which experiments are trained on and which are tested on. List them under `splits` in "
+                "the screen's description, name a column for `dataset`, or ask for folds, such as --splits kfold-5-1."
+            )
+    return layout, screen, splits
+
+
+def _check_channels(channels, there, names):
+    numbers = {name: number for number, name in (names or {}).items()}
+    channels = there if channels is None else [numbers.get(str(channel), channel) for channel in channels]
+    channels = tuple(int(channel) if str(channel).isdecimal() else channel for channel in channels)
     if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(there):
         raise ValueError(
             f"The channels {', '.join(map(str, channels)) or 'none'} cannot be taken. Expected some of "
-            f"{', '.join(map(str, there))}, each once, in the order wanted."
+            f"{', '.join(map(str, numbers or there))}, each once, in the order wanted."
         )
     return channels
 

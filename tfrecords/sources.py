@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from tfrecords.images import CHANNEL
+from tfrecords.own_screen import SCREEN_FILE, read_screen
+from tfrecords.own_sites import rank_labels, read_own_sites
 from tfrecords.splits import SPLITS
 from tfrecords.table import check_cells, check_sites, read_table
 
@@ -27,9 +29,8 @@ COLUMNS = (
 # What the loader of RxRx1-WILDS reads (p-lambda/wilds, rxrx1_dataset.py); its siRNAs are numbered as RxRx1's.
 _WILDS_COLUMNS = ("dataset", "site", "experiment", "plate", "well", "cell_type", "sirna_id")
 TREATMENTS, NEGATIVE_CONTROL = 1108, 1138
-LAYOUTS = ("auto", "rxrx1", "wilds", "kaggle")
+LAYOUTS = ("auto", "rxrx1", "wilds", "kaggle", "screen")
 SITES_PER_WELL = 2
-KINDS = ("treatment", "positive_control", "negative_control")
 
 
 def find_layout(source):
@@ -39,12 +40,16 @@ def find_layout(source):
     the first folder of images found tells whether a site is a file for each channel (`B02_s1_w1.png`, `"rxrx1"`) or
     one RGB file (`B02_s1.png`, `"wilds"`). Without any image it is `"rxrx1"`.
 
+    `"screen"` is one's own, described in screen.toml.
+
     Raises:
-        ValueError: if the folder does not exist or holds neither.
+        ValueError: if the folder does not exist or holds none of them.
     """
     source = Path(source)
     if not source.is_dir():
         raise ValueError(f"The source {str(source)!r} is not a folder. Pass the folder that holds the tables.")
+    if (source / SCREEN_FILE).is_file():
+        return "screen"
     if (source / "metadata.csv").is_file():
         return "wilds" if _has_rgb_files(source / "images") else "rxrx1"
     missing = [name for name in KAGGLE_TABLES if not (source / name).is_file()]
@@ -54,11 +59,11 @@ def find_layout(source):
     raise ValueError(
         f"No tables recognized in {str(source)!r}. Expected metadata.csv (RxRx1 release, beside images/) or "
         f"{', '.join(KAGGLE_TABLES)} (Kaggle, beside train/ and test/); found {found}. "
-        "Pass the folder that holds the tables."
+        f"Pass the folder that holds the tables, or describe a screen of your own in {SCREEN_FILE}."
     )
 
 
-def read_sites(source, layout="auto", split_column=None):
+def read_sites(source, layout="auto", split_column=None, screen=None):
     """Reads the tables of an RxRx1, RxRx1-WILDS or Kaggle tree into one table with a row for each site.
 
     Kaggle's rows are wells: each becomes sites 1 and 2. Its siRNAs are integers (2019) or names such as `sirna_250`
@@ -70,11 +75,13 @@ def read_sites(source, layout="auto", split_column=None):
         source: folder with the tables, see `find_layout`.
         layout: one of `LAYOUTS`; `"auto"` (default) recognizes it.
         split_column: a further column that names a split for each row, or nothing for rows to leave out.
+        screen: what describes a screen of one's own, see `own_screen.read_screen`; None unless `layout` is `screen`.
 
     Returns:
         pandas.DataFrame sorted as the tables are: RxRx1's 11 columns (`plate` and `site` int64, `sirna` str or
         missing, `sirna_id` Int64, missing where the label is unknown), `path`, where the site's files are (see
-        `images.channel_files`), and `own_split` if `split_column` was asked for.
+        `images.channel_files`), and `own_split` if `split_column` was asked for. Of a screen of one's own also
+        `plate_name` and `site_name`, see `own_sites.read_own_sites`.
 
     Raises:
         ValueError: naming file, row and column of a missing column, an empty table, a duplicate site, or a value that
@@ -84,6 +91,8 @@ def read_sites(source, layout="auto", split_column=None):
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}. Expected one of {', '.join(LAYOUTS)}.")
     layout = find_layout(source) if layout == "auto" else layout
+    if layout == "screen":
+        return read_own_sites(source, read_screen(source, screen), split_column)
     own = () if split_column is None else (split_column,)
     raw = {"rxrx1": _read_release, "wilds": _read_wilds, "kaggle": _read_kaggle}[layout](source, own)
     sites = check_sites(raw)
@@ -158,16 +167,7 @@ def _sirna_ids(sites):
         return pd.to_numeric(sites["sirna_id"].where(given, None)).astype("Float64").astype("Int64")
     if given.any():
         check_cells(sites, "sirna", ~named, "an integer as in the other rows: integers and names cannot be mixed")
-    names = sites.loc[named, ["sirna", "well_type"]].drop_duplicates()
-    rank = {}
-    for kind in KINDS:
-        for name in sorted(set(names.loc[names["well_type"] == kind, "sirna"]), key=_natural):
-            rank.setdefault(name, len(rank))
-    return sites["sirna"].map(rank).astype("Int64")
-
-
-def _natural(name):
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+    return rank_labels(sites["sirna"], sites["well_type"])
 
 
 def _has_rgb_files(images):

@@ -118,7 +118,7 @@ def count_splits(split):
 
 
 def _check_datasets(sites):
-    of_experiment = sites.groupby("experiment")["dataset"].unique()
+    of_experiment = sites[["experiment", "dataset"]].drop_duplicates().groupby("experiment")["dataset"].unique()
     torn = of_experiment[of_experiment.map(len) > 1]
     if len(torn):
         raise ValueError(

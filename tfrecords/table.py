@@ -1,45 +1,115 @@
-"""Reads a CSV table as text and checks each column, so that an error can name file, row and column."""
+"""Reads a CSV or Parquet table as text and checks each column, so that an error can name file, row and column."""
+
+import csv
 
 import numpy as np
 import pandas as pd
 
 FILE, ROW = "_file", "_row"
+PARQUET = (".parquet", ".pq")
 
 
 def read_table(path, columns, optional=()):
-    """Reads a CSV file with every value as text, and remembers which file and row each came from.
+    """Reads a CSV or Parquet file with every value as text, and remembers which file and row each came from.
 
     Args:
-        path: `pathlib.Path` of the file.
+        path: `pathlib.Path` of the file; `.parquet` or `.pq`, or CSV in UTF-8.
         columns: names that must be there; others are dropped.
         optional: further names that are kept where they are there.
 
     Returns:
-        pandas.DataFrame of str (empty text where the file has none), with the file's name and the row, counted as an
-        editor counts lines, in two further columns.
+        pandas.DataFrame of str (empty text where the file has none), with the file's name and the row in two further
+        columns: the line of a CSV file, the number, from 1, of a row in a Parquet file.
 
     Raises:
-        ValueError: if the file cannot be read as CSV, lacks a column, or holds no row.
+        ValueError: if the file cannot be read, lacks a column or has it twice, or holds no row or too short a one.
+        ImportError: if it is a Parquet file and there is no pyarrow.
     """
+    read = _read_parquet if path.suffix in PARQUET else _read_csv
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path.name} is empty. Expected the columns {', '.join(columns)} and a row a site.") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        table = read(path, columns, optional)
+    except FileNotFoundError:
+        raise ValueError(f"There is no table {str(path)!r}. Correct its name, or put it there.") from None
+    if not len(table):
+        raise ValueError(f"{path.name} has a header but no rows: nothing to build. Download or export it again.")
+    table[FILE] = path.name
+    return table
+
+
+def _read_csv(path, columns, optional):
+    # The standard library's reader, not that of pandas, which fills up rows that are too short, takes the first column
+    # for a name of the rows where they are too long, and does not tell the line of any.
+    rows, places, seen = [], [], {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, None)
+            if header is None:
+                raise ValueError(
+                    f"{path.name} is empty. Expected the columns {', '.join(columns)} and a row a site or a well."
+                )
+            kept = _check_header(path, header, columns, optional)
+            pick = [header.index(name) for name in kept]
+            line = reader.line_num + 1
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise ValueError(
+                        f"{path.name}, row {line}: expected {len(header)} values as in the header; found {len(row)}. "
+                        "Is the file cut short, or a comma not in quotes? Download or export it again."
+                    )
+                if row:
+                    # A text that comes often is kept once.
+                    rows.append([seen.setdefault(row[place], row[place]) for place in pick])
+                    places.append(line)
+                line = reader.line_num + 1
+    except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} cannot be read as a CSV table: {error}. Download or export it again.") from None
-    missing = [name for name in columns if name not in table.columns]
+    # Python's own texts, not pyarrow's where that is installed, whose patterns differ.
+    table = pd.DataFrame(rows, columns=kept, dtype=object)
+    table[ROW] = np.array(places, np.int64)
+    return table
+
+
+def _read_parquet(path, columns, optional):
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(
+            f"{path.name} is a Parquet table, which needs pyarrow: `pip install 'keras-abra[parquet]'`, or export CSV."
+        ) from None
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path.name} cannot be read as a Parquet table: {error}. Export it again.") from None
+    kept = _check_header(path, table.column_names, columns, optional)
+    columns = {name: [_as_text(value) for value in table[name].to_pylist()] for name in kept}
+    table = pd.DataFrame(columns, dtype=object)
+    table[ROW] = np.arange(1, len(table) + 1)
+    return table
+
+
+def _as_text(value):
+    if value is None or value != value:
+        return ""
+    # A column of whole numbers in which one is missing has often become one of floats.
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _check_header(path, header, columns, optional):
+    missing = [name for name in columns if name not in header]
     if missing:
         raise ValueError(
             f"{path.name} lacks the column {', '.join(map(repr, missing))}. Expected {', '.join(columns)}; "
-            f"found {', '.join(table.columns)}. Download or export the table again."
+            f"found {', '.join(header)}. Download or export the table again."
         )
-    if not len(table):
-        raise ValueError(f"{path.name} has a header but no rows: nothing to build. Download or export it again.")
-    kept = [*columns, *(name for name in optional if name in table.columns and name not in columns)]
-    table = table[kept].fillna("")
-    table[FILE] = path.name
-    table[ROW] = np.arange(2, len(table) + 2)
-    return table
+    kept = [*columns, *(name for name in optional if name in header and name not in columns)]
+    twice = [name for name in kept if header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path.name} has two columns {twice[0]!r}. Expected each name once: rename or remove one.")
+    return kept
 
 
 def check_cells(table, column, good, expected):

@@ -15,8 +15,9 @@ from tfrecords.whole import open_whole
 class Task(NamedTuple):
     """One shard to write.
 
-    `sites` holds a dict for each record; `size` is (height, width) of the files on disk; `planes`, of `png.png_planes`,
-    makes the records hold PNG files, None raw pixels.
+    `sites` holds a dict for each record, with `ranges` where grey levels are scaled (see `images.load_site`); `size` is
+    (height, width) of the files on disk; `planes`, of `png.png_planes`, makes the records hold PNG files, None raw
+    pixels.
     """
 
     source: str
@@ -61,7 +62,7 @@ def write_shard(task):
     # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
     with open_whole(path) as file:
         for site in task.sites:
-            record = encode_site(site, _load(task, site["path"]))
+            record = encode_site(site, _load(task, site["path"], site.get("ranges")))
             header, footer = frame(record)
             offsets.append(size)
             for part in (header, record, footer):
@@ -71,11 +72,11 @@ def write_shard(task):
     return Written(task.name, len(task.sites), size, digest.hexdigest(), tuple(offsets))
 
 
-def _load(task, path):
+def _load(task, path, ranges):
+    given = (task.size, task.crop, task.image_size, ranges)
     if task.planes is None:
-        image = load_site(task.source, path, task.channels, task.size, task.crop, task.image_size)
-        return [image.tobytes()]
-    return load_pngs(task.source, path, task.channels, task.planes, task.size, task.crop, task.image_size)
+        return [load_site(task.source, path, task.channels, *given).tobytes()]
+    return load_pngs(task.source, path, task.channels, task.planes, *given)
 
 
 def encode_site(site, images):

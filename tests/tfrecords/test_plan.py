@@ -50,3 +50,11 @@ def test_leaving_a_site_out_leaves_the_order_of_the_others(sites):
     gone = before[0].site_ids[0]
     after = plan_shards(sites[sites["site_id"] != gone])
     assert after[0].site_ids == before[0].site_ids[1:] and after[1:] == before[1:]
+
+
+def test_any_experiment_has_a_file_name_and_rxrx1s_stay_as_they_are(sites):
+    renamed = sites.assign(experiment=sites["experiment"].replace({"RPE-01": "2024/03 ünï", "HUVEC-17": ".."}))
+    names = {shard.name for shard in plan_shards(renamed)}
+    assert "train/2024%2F03%20%C3%BCn%C3%AF_control_00000-of-00001.tfrecord" in names
+    assert "val/.._control_00000-of-00001.tfrecord" in names and all(name.count("/") == 1 for name in names)
+    assert "train/HUVEC-01_control_00000-of-00001.tfrecord" in names

@@ -205,6 +205,35 @@ def test_derived_wilds_is_a_direct_crop_of_the_real_pixels(joined, tmp_path, cap
     assert verify_records(dest) == []
 
 
+def test_real_microscope_files_are_built_verified_and_read_back_equal_to_the_mapped_pixels(sample, tmp_path):
+    source, dest = tmp_path / "own", tmp_path / "records"
+    shutil.copytree(sample / "tiff-16bit", source)
+    names = sorted(path.name for path in source.glob("*.tif"))
+    assert len(names) == 3
+    rows = [(name.split("_")[1], name.split("_")[2][1:], name) for name in names]
+    pd.DataFrame(rows, columns=["Well", "Field", "FileName_DNA"]).assign(Run="BBBC022").to_csv(
+        source / "load_data.csv", index=False
+    )
+    screen = {
+        "table": "load_data.csv",
+        "images": {"DNA": "{FileName_DNA}"},
+        "columns": {"experiment": "Run", "well": "Well", "site": "Field"},
+        "splits": {"train": ["BBBC022"]},
+    }
+    manifest = build_records(source, dest, screen=screen, label="experiment")
+    assert verify_records(dest) == []
+    assert manifest["image_shape"] == [520, 696, 1] and manifest["options"]["intensity"] == "percentile:0.1,99.9"
+    pixels = {f"BBBC022_1_{well}_{field}": np.asarray(Image.open(source / name)) for well, field, name in rows}
+    levels = np.sort(np.concatenate([image.ravel() for image in pixels.values()]))
+    low, high = levels[int(0.001 * len(levels))], levels[int(np.ceil(0.999 * len(levels))) - 1]
+    assert [(row["low"], row["high"]) for row in manifest["intensity"]] == [(low, high)] and high > 255
+    for images, _, metadata in read_records(dest, "train", batch_size=3, metadata=True):
+        for image, name in zip(images.numpy(), metadata["site_id"].numpy(), strict=True):
+            mapped = np.rint((np.clip(pixels[name.decode()].astype("float64"), low, high) - low) / (high - low) * 255)
+            assert (mapped == 255).mean() < 0.01 and mapped.std() > 20
+            np.testing.assert_allclose(image[..., 0], standardize(mapped[None, ..., None])[0, ..., 0], atol=1e-2)
+
+
 def test_missing_channels_are_an_error_when_strict(joined, tmp_path):
     with pytest.raises(
         ValueError, match=r"125,498 of 125,510 sites lack[\s\S]*missing channels w5, w6: 12 \(HEPG2-01_1_B02_2"

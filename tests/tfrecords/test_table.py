@@ -1,7 +1,10 @@
+import sys
+
 import pandas as pd
 import pytest
 
 from tfrecords.sources import read_sites
+from tfrecords.table import check_cells, read_table
 
 
 def set_cell(column, value, row=3):
@@ -75,3 +78,56 @@ def test_a_file_that_is_no_table_is_refused(release):
     (release / "metadata.csv").write_bytes(b"\x89PNG\xff\xfe,\n\xff")
     with pytest.raises(ValueError, match="metadata.csv cannot be read as a CSV table"):
         read_sites(release)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda lines: [lines[0], lines[1], lines[2][:30]], "row 3: expected 11 values as in the header; found 2"),
+        (lambda lines: [lines[0], lines[1] + ",more"], "row 2: expected 11 values .*; found 12"),
+        (lambda lines: [*lines[:2], lines[2] + ",more"], "row 3: expected 11 values .*; found 12"),
+        (lambda lines: [lines[0] + ",well", *(line + ",B02" for line in lines[1:])], "has two columns 'well'"),
+        (lambda lines: [*lines[:2], '"' + lines[2]], "cannot be read as a CSV table"),
+    ],
+)
+def test_rows_and_headers_that_do_not_fit_are_refused(release, change, message):
+    path = release / "metadata.csv"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match=f"metadata.csv,? ?{message}"):
+        read_sites(release)
+
+
+def test_blank_lines_are_passed_over_and_counted(release):
+    path = release / "metadata.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "", *lines[1:], "", ""]))
+    assert len(read_sites(release)) == 32
+    path.write_text("\n".join([lines[0], "", lines[1].replace(",B02,", ",B2,")]))
+    with pytest.raises(ValueError, match="metadata.csv, row 3, column 'well'"):
+        read_sites(release)
+
+
+def test_a_parquet_table_is_read_as_text(tmp_path):
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow, of the extra `parquet`")
+    path = tmp_path / "wells.parquet"
+    columns = {"a": [1.0, None, 3.0], "b": ["x", None, "NA"], "c": [True, False, True], "d": [0.5, 1.5, 2.0]}
+    pd.DataFrame(columns).to_parquet(path)
+    table = read_table(path, ["a", "b", "c", "d"])
+    assert table[["a", "b", "c", "d"]].values.tolist() == [
+        ["1", "x", "True", "0.5"],
+        ["", "", "False", "1.5"],
+        ["3", "NA", "True", "2"],
+    ]
+    with pytest.raises(ValueError, match="wells.parquet, row 2, column 'a': expected a number; found ''"):
+        check_cells(table, "a", table["a"] != "", "a number")
+    with pytest.raises(ValueError, match="wells.parquet lacks the column 'e'. Expected a, e; found a, b, c, d"):
+        read_table(path, ["a", "e"])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="wells.parquet cannot be read as a Parquet table"):
+        read_table(path, ["a"])
+
+
+def test_without_pyarrow_a_parquet_table_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"needs pyarrow: `pip install 'keras-abra\[parquet\]'`"):
+        read_table(tmp_path / "wells.parquet", ["a"])

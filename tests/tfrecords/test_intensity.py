@@ -1,0 +1,60 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tfrecords.intensity import list_ranges, measure_ranges, parse_intensity, ranges_of
+
+
+@pytest.fixture
+def plate(tmp_path):
+    """Five sites of one plate, and their pixels."""
+    pixels = np.random.default_rng(0).integers(0, 5000, (5, 6, 7), dtype=np.uint16)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.tif")
+    sites = pd.DataFrame({"experiment": "a", "plate": 1, "site_id": [f"s{i}" for i in range(5)]})
+    return sites.assign(path=[(f"{i}.tif",) for i in range(5)]), pixels
+
+
+@pytest.mark.parametrize("low, high", [(0, 100), (0.1, 99.9), (5, 50), (1, 2)])
+def test_percentiles_are_those_of_all_pixels_of_a_plate(plate, tmp_path, low, high):
+    sites, pixels = plate
+    ranges = measure_ranges(tmp_path, sites, (1,), (6, 7), f"percentile:{low},{high}")
+    ordered = np.sort(pixels.ravel())
+    first, last = ranges["a", 1][0]
+    assert first == ordered[min(int(np.floor(low / 100 * 210)), 209)]
+    assert last == ordered[int(np.ceil(high / 100 * 210)) - 1]
+
+
+def test_no_row_order_and_no_other_plate_matters(plate, tmp_path):
+    sites, _ = plate
+    alone = measure_ranges(tmp_path, sites, (1,), (6, 7), "percentile:1,99")
+    other = sites.head(1).assign(plate=2, site_id="t")
+    both = measure_ranges(tmp_path, pd.concat([other, sites[::-1]]), (1,), (6, 7), "percentile:1,99")
+    assert both["a", 1] == alone["a", 1] != both["a", 2]
+
+
+def test_a_flat_plate_has_a_range(tmp_path):
+    Image.fromarray(np.full((4, 4), 700, np.uint16)).save(tmp_path / "a.tif")
+    sites = pd.DataFrame({"experiment": ["a"], "plate": 1, "site_id": "s", "path": [("a.tif",)]})
+    assert measure_ranges(tmp_path, sites, (1,), (4, 4), "percentile:1,99")["a", 1] == [(700, 701)]
+
+
+def test_a_fixed_range_reads_no_file_and_a_manifest_gives_it_back(plate):
+    sites, _ = plate
+    ranges = measure_ranges("nowhere", sites, (1, 3), (6, 7), "fixed:100,4095")
+    assert ranges == {("a", 1): [(100, 4095), (100, 4095)]}
+    rows = list_ranges(ranges, (1, 3))
+    assert rows[1] == {"experiment": "a", "plate": 1, "channel": 3, "low": 100, "high": 4095}
+    assert ranges_of({"intensity": rows}) == ranges
+    assert list_ranges(None, (1,)) == [] and ranges_of({"intensity": []}) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["percentile", "percentile:1,101", "fixed:5,5", "fixed:1,70000", "auto:1,2", "fixed:a,b"]
+)
+def test_other_texts_are_refused(text):
+    with pytest.raises(
+        ValueError, match=f"Unknown intensity '{text}'. Expected percentile:LOW,HIGH .* or fixed:LOW,HIGH"
+    ):
+        parse_intensity(text)

@@ -1,0 +1,262 @@
+"""A screen of one's own: from its description and its table to records."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfrecords.build import build_records, main
+from tfrecords.images import scale_to_bytes
+from tfrecords.listing import list_sites
+from tfrecords.manifest import class_names, read_manifest
+from tfrecords.own_screen import read_screen
+from tfrecords.read import read_records
+from tfrecords.verify import verify_records
+
+WELLS = {"A1": "DMSO", "A02": "aspirin", "B-7": "β-estradiol", "Z99": ""}
+SCREEN = {
+    "table": "wells.csv",
+    "images": "{Plate}/{well}_f{site:02}_ch{channel}.tif",
+    "channels": ["DNA", "ER"],
+    "columns": {"experiment": "Batch", "plate": "Plate", "well": "Well", "site": "Field", "sirna": "Compound"},
+    "controls": {"negative": ["DMSO"]},
+    "splits": {"train": ["day 1"], "val": ["day 2"], "test": ["2024/03"]},
+}
+TOML = """
+table = "wells.csv"
+images = "{Plate}/{well}_f{site:02}_ch{channel}.tif"
+channels = ["DNA", "ER"]
+[columns]
+experiment = "Batch"
+plate = "Plate"
+well = "Well"
+site = "Field"
+sirna = "Compound"
+[controls]
+negative = ["DMSO"]
+[splits]
+train = ["day 1"]
+val = ["day 2"]
+test = ["2024/03"]
+"""
+
+
+def own_table():
+    rows = [
+        (batch, plate, well, field, compound)
+        for batch, plate in (("day 1", "BR001"), ("day 2", "BR002"), ("2024/03", "Ünïcode"))
+        for well, compound in WELLS.items()
+        for field in (1, 9)
+    ]
+    return pd.DataFrame(rows, columns=["Batch", "Plate", "Well", "Field", "Compound"])
+
+
+def deep_pixels(row, channel):
+    seed = [sum(map(ord, f"{row.Batch}{row.Plate}{row.Well}")), row.Field, ord(channel[0])]
+    return np.random.default_rng(seed).integers(200, 3000, (8, 10), dtype=np.uint16)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with wells.csv and 16-bit TIFF files; 3 batches of one plate, 4 wells, 2 fields, 2 channels."""
+    folder = tmp_path / "own"
+    for row in own_table().itertuples():
+        (folder / row.Plate).mkdir(parents=True, exist_ok=True)
+        for channel in SCREEN["channels"]:
+            path = folder / row.Plate / f"{row.Well}_f{row.Field:02}_ch{channel}.tif"
+            Image.fromarray(deep_pixels(row, channel)).save(path)
+    own_table().to_csv(folder / "wells.csv", index=False)
+    return folder
+
+
+def images(dest):
+    shape = read_manifest(dest)["image_shape"]
+    found = {}
+    for path in dest.rglob("*.tfrecord"):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            feature = tf.train.Example.FromString(record).features.feature
+            pixels = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(shape)
+            found[feature["site_id"].bytes_list.value[0].decode()] = pixels
+    return found
+
+
+def test_a_table_with_16_bit_files_is_built_verified_and_read_back_equal_to_the_mapped_pixels(own, tmp_path):
+    dest = tmp_path / "records"
+    manifest = build_records(own, dest, screen=SCREEN)
+    assert verify_records(dest) == []
+    assert manifest["image_shape"] == [8, 10, 2] and manifest["options"]["intensity"] == "percentile:0.1,99.9"
+    ranges = {(row["plate"], row["channel"]): (row["low"], row["high"]) for row in manifest["intensity"]}
+    plates = manifest["names"]["plates"]
+    assert plates == {"BR001": 1, "BR002": 2, "Ünïcode": 3} and len(ranges) == 6
+    found = images(dest)
+    assert len(found) == 24
+    for row in own_table().itertuples():
+        image = found[f"{row.Batch}_{plates[row.Plate]}_{row.Well}_{row.Field}"]
+        for i, channel in enumerate(SCREEN["channels"]):
+            low, high = ranges[plates[row.Plate], 1 + i]
+            pixels = deep_pixels(row, channel).astype(np.float64)
+            mapped = np.clip(np.round((pixels - low) / (high - low) * 255), 0, 255)
+            assert np.abs(image[..., i] - mapped).max() <= 1 and (image[..., i] == mapped).mean() > 0.99
+            np.testing.assert_array_equal(image[..., i], scale_to_bytes(deep_pixels(row, channel), low, high))
+
+
+def test_labels_of_any_text_have_numbers_and_names_and_unknown_ones_are_left_open(own, tmp_path):
+    dest = tmp_path / "records"
+    manifest = build_records(own, dest, screen=SCREEN)
+    assert [(row["name"], row["value"], row["treatment"]) for row in manifest["classes"]] == [
+        ("aspirin", 0, True),
+        ("β-estradiol", 1, True),
+        ("DMSO", 2, False),
+    ]
+    assert class_names(dest) == ["aspirin", "β-estradiol"]
+    _, labels, metadata = next(
+        iter(read_records(dest, "test", batch_size=8, kinds=("treatment", "control"), metadata=True))
+    )
+    names = dict(zip(WELLS, [2, 0, 1, -1], strict=True))
+    for label, well in zip(labels.numpy(), metadata["well"].numpy(), strict=True):
+        assert label == names[well.decode()]
+    with pytest.raises(ValueError, match="2 of the 6 sites of the split 'train' have no label"):
+        read_records(dest, "train", batch_size=2)
+
+
+def test_a_description_in_a_file_and_one_on_the_command_line_build_the_same(own, tmp_path, capsys):
+    build_records(own, tmp_path / "dict", screen=SCREEN)
+    (own / "screen.toml").write_text(TOML, encoding="utf-8")
+    build_records(own, tmp_path / "found")
+    given = [
+        "--table",
+        "wells.csv",
+        "--images",
+        SCREEN["images"],
+        "--channels",
+        "DNA,ER",
+        "--controls",
+        "negative=DMSO",
+    ]
+    given += ["--columns", "experiment=Batch,plate=Plate,well=Well,site=Field,sirna=Compound"]
+    (own / "screen.toml").rename(tmp_path / "other.toml")
+    assert main([str(own), str(tmp_path / "file"), "--screen", str(tmp_path / "other.toml")]) == 0
+    for name in ("found", "file"):
+        assert read_manifest(tmp_path / name)["options"] == read_manifest(tmp_path / "dict")["options"]
+        assert read_manifest(tmp_path / name)["shards"] == read_manifest(tmp_path / "dict")["shards"]
+    assert main([str(own), str(tmp_path / "line"), *given]) == 1
+    assert "Nothing says which experiments are trained on" in capsys.readouterr().err
+    assert main([str(own), str(tmp_path / "line"), *given, "--splits", "kfold-3-1", "--intensity", "fixed:0,4095"]) == 0
+    manifest = read_manifest(tmp_path / "line")
+    assert manifest["experiments"]["val"] == ["2024/03"] and manifest["experiments"]["train"] == ["day 1", "day 2"]
+    assert {(row["low"], row["high"]) for row in manifest["intensity"]} == {(0, 4095)}
+    assert manifest["classes"] == read_manifest(tmp_path / "dict")["classes"]
+
+
+def test_pages_of_a_tiff_and_planes_of_a_png_are_channels(own, tmp_path):
+    table = own_table()
+    for i, row in enumerate(table.itertuples()):
+        pages = [Image.fromarray(deep_pixels(row, channel)) for channel in SCREEN["channels"]]
+        pages[0].save(own / f"{i}.tif", save_all=True, append_images=pages[1:])
+        planes = [np.asarray(scale_to_bytes(deep_pixels(row, channel), 0, 4095)) for channel in SCREEN["channels"]]
+        Image.fromarray(np.stack([*planes, planes[0]], axis=-1)).save(own / f"{i}.png")
+    table.assign(File=[str(i) for i in range(len(table))]).to_csv(own / "wells.csv", index=False)
+    fixed = {**SCREEN, "intensity": "fixed:0,4095"}
+    build_records(own, tmp_path / "files", screen=fixed)
+    build_records(own, tmp_path / "pages", screen=fixed | {"images": "{File}.tif"})
+    build_records(own, tmp_path / "planes", screen=SCREEN | {"images": "{File}.png"})
+    wanted = images(tmp_path / "files")
+    for name in ("pages", "planes"):
+        found = images(tmp_path / name)
+        assert found.keys() == wanted.keys()
+        assert all((found[site_id] == wanted[site_id]).all() for site_id in wanted)
+    assert read_manifest(tmp_path / "planes")["options"]["intensity"] is None
+    subset = build_records(own, tmp_path / "subset", screen=fixed | {"images": "{File}.tif"}, channels=("ER",))
+    assert subset["options"]["channels"] == [2]
+    assert all((pixels == wanted[site_id][..., 1:]).all() for site_id, pixels in images(tmp_path / "subset").items())
+
+
+def test_a_row_may_be_a_well_and_a_file_name_may_stand_in_a_column(own, tmp_path):
+    wells = own_table().query("Field == 1").drop(columns="Field").assign(Name=lambda table: table["Well"] + "_f")
+    wells.to_csv(own / "wells.csv", index=False)
+    columns = {name: theirs for name, theirs in SCREEN["columns"].items() if name != "site"}
+    templates = {name: "{Plate}/{Name}{site:02}_ch" + name + ".tif" for name in SCREEN["channels"]}
+    described = {**SCREEN, "columns": columns, "sites": [1, 9], "images": templates}
+    build_records(own, tmp_path / "records", screen=described)
+    own_table().to_csv(own / "wells.csv", index=False)
+    build_records(own, tmp_path / "sites", screen=SCREEN)
+    assert read_manifest(tmp_path / "records")["shards"] == read_manifest(tmp_path / "sites")["shards"]
+
+
+def test_a_parquet_table_gives_what_its_csv_gives(own, tmp_path):
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow, of the extra `parquet`")
+    build_records(own, tmp_path / "csv", screen=SCREEN)
+    own_table().astype({"Field": float}).replace({"Compound": {"": None}}).to_parquet(own / "wells.parquet")
+    build_records(own, tmp_path / "parquet", screen=SCREEN | {"table": "wells.parquet"})
+    assert read_manifest(tmp_path / "parquet")["shards"] == read_manifest(tmp_path / "csv")["shards"]
+
+
+def test_missing_files_are_reported_by_channel_and_a_rebuild_continues(own, tmp_path, capsys):
+    (own / "BR001/A1_f09_chER.tif").unlink()
+    manifest = build_records(own, tmp_path / "records", screen=SCREEN)
+    assert "missing channels ER: 1 (day 1_1_A1_9)" in capsys.readouterr().out
+    assert manifest["excluded"]["count"] == 1
+    assert build_records(own, tmp_path / "records", screen=json.loads(json.dumps(SCREEN))) == manifest
+    with pytest.raises(ValueError, match="other options: .*screen"):
+        build_records(own, tmp_path / "records", screen=SCREEN | {"cell_type": "U2OS"})
+
+
+def test_png_files_of_ones_own_can_be_passed_through_and_deep_ones_are_scaled(own, tmp_path):
+    build_records(own, tmp_path / "raw", screen=SCREEN)
+    manifest = build_records(own, tmp_path / "png", screen=SCREEN, encoding="png")
+    assert verify_records(tmp_path / "png") == [] and manifest["planes"] == [1, 1]
+
+
+def test_experiments_and_wells_that_look_like_numbers_stay_texts(own, tmp_path):
+    table = own_table().assign(Batch=lambda table: table["Batch"].map({"day 1": "01", "day 2": "NA", "2024/03": "1e3"}))
+    table.to_csv(own / "wells.csv", index=False)
+    dest = tmp_path / "records"
+    build_records(own, dest, screen=SCREEN | {"splits": {"train": ["01"], "val": ["NA"], "test": ["1e3"]}})
+    assert verify_records(dest) == []
+    assert set(list_sites(dest, "val", ("treatment", "control"))["experiment"]) == {"NA"}
+    assert set(list_sites(dest, "train")["experiment"]) == {"01"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tabel": "wells.csv"}, "unknown key 'tabel'. Expected some of table, images, channels"),
+        ({"table": None}, "lacks the key 'table'"),
+        ({"channels": "DNA"}, "expected a list of texts for the key 'channels'; found 'DNA'"),
+        ({"channels": ["DNA", "DNA"]}, "names a channel twice"),
+        ({"channels": None}, "does not name its channels"),
+        ({"images": {"DNA": "a"}}, "has the channels DNA, ER, but images for DNA"),
+        ({"columns": {"experiment": "Batch"}}, "does not say which column is the well"),
+        ({"columns": {"experiment": "Batch", "well": "Well", "gene": "Gene"}}, "unknown name 'gene' in 'columns'"),
+        ({"controls": {"negativ": ["DMSO"]}}, "unknown name 'negativ' in 'controls'"),
+        ({"controls": {"negative": ["DMSO"], "positive": ["DMSO"]}}, "names 'DMSO' twice under 'controls'"),
+        ({"sites": [1]}, "has both 'sites' and the column 'site'"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused_with_an_example(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        read_screen(tmp_path, SCREEN | change)
+
+
+def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"screen.toml does not exist[\s\S]*\[columns\]"):
+        read_screen(tmp_path)
+    (tmp_path / "screen.toml").write_text("table = wells.csv")
+    with pytest.raises(ValueError, match="screen.toml is no TOML file"):
+        read_screen(tmp_path)
+
+
+def test_numbers_may_be_written_as_numbers(tmp_path):
+    described = read_screen(tmp_path, SCREEN | {"channels": [1, 2], "splits": {"train": [20240301]}})
+    assert described["channels"] == ["1", "2"] and described["splits"] == {"train": ["20240301"]}
+
+
+def test_the_example_of_the_messages_is_a_description(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        read_screen(tmp_path)
+    example = str(caught.value).split("Such a file is\n\n")[1]
+    (tmp_path / "screen.toml").write_text(example, encoding="utf-8")
+    assert read_screen(tmp_path)["channels"] == ["1", "2"]

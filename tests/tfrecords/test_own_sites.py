@@ -1,0 +1,125 @@
+import pandas as pd
+import pytest
+
+from tfrecords.own_screen import read_screen
+from tfrecords.own_sites import rank_labels, read_own_sites
+
+SCREEN = {
+    "table": "wells.csv",
+    "images": "{plate}/{well}_{site}_{channel}.png",
+    "channels": [1, 2],
+    "columns": {"experiment": "E", "plate": "P", "well": "W", "site": "S", "sirna": "L"},
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """`read(rows, **change)`: the sites of a table with the columns E, P, W, S and L."""
+
+    def read(rows, split_column=None, **change):
+        pd.DataFrame(rows, columns=list("EPWSL")).to_csv(tmp_path / "wells.csv", index=False)
+        return read_own_sites(tmp_path, read_screen(tmp_path, SCREEN | change), split_column)
+
+    return read
+
+
+def test_numbers_stay_and_other_plates_and_sites_are_numbered_in_natural_order(read):
+    sites = read([("a", "7", "A1", "3", "x"), ("a", "07", "A1", "10", "x")])
+    assert sites["plate"].tolist() == [2, 1] and sites["site"].tolist() == [3, 10]
+    sites = read([("a", "P10", "A1", "f2", "x"), ("a", "P9", "A1", "f11", "x")])
+    assert sites["plate"].tolist() == [2, 1] and sites["site"].tolist() == [1, 2]
+    assert sites["plate_name"].tolist() == ["P10", "P9"]
+    assert sites["site_id"].tolist() == ["a_2_A1_1", "a_1_A1_2"]
+
+
+def test_paths_come_from_the_table_and_not_from_our_numbers(read):
+    sites = read([("a", "P10", "A1", "f2", "x")])
+    assert sites["path"].tolist() == ["P10/A1_f2_{channel}.png"]
+    assert read([("a", "P", "A1", "2", "x")], channels=["DNA", "ER"])["path"].tolist() == [
+        ("P/A1_2_DNA.png", "P/A1_2_ER.png")
+    ]
+
+
+def test_a_template_may_pad_numbers(read):
+    assert read([("a", "1", "A", "2", "x")], images="{plate:03}/{E}_{W}_{site:02}.tif")["path"][0] == "001/a_A_02.tif"
+    with pytest.raises(
+        ValueError, match="wells.csv, row 2, column 'P': expected a whole number, as {plate:03} .* 'P1'"
+    ):
+        read([("a", "P1", "A", "2", "x")], images="{plate:03}/{W}_{site}.tif")
+
+
+def test_labels_are_ranked_treatments_first_in_natural_order():
+    names = pd.Series(["c10", "c9", "", "DMSO", "p", "c9"])
+    kinds = pd.Series(["treatment", "treatment", "treatment", "negative_control", "positive_control", "treatment"])
+    assert rank_labels(names, kinds).tolist() == [1, 0, pd.NA, 3, 2, 0]
+
+
+def test_controls_are_named_by_value_or_by_a_column(read):
+    rows = [("a", 1, "A", 1, "x"), ("a", 1, "B", 1, "DMSO"), ("a", 1, "C", 1, "taxol")]
+    sites = read(rows, controls={"negative": ["DMSO"], "positive": ["taxol"]})
+    assert sites["well_type"].tolist() == ["treatment", "negative_control", "positive_control"]
+    columns = {"experiment": "E", "well": "W", "well_type": "L"}
+    kinds = {"treatment": ["x"], "negative_control": ["DMSO"], "positive_control": ["taxol"]}
+    by_column = read(rows, columns=columns, well_types=kinds, images="{well}")
+    assert by_column["well_type"].tolist() == sites["well_type"].tolist()
+    with pytest.raises(
+        ValueError, match="The control 'dmso' is in no row of wells.csv. .* the column 'L', such as 'DMSO'"
+    ):
+        read(rows, controls={"negative": ["dmso"]})
+    with pytest.raises(ValueError, match="row 4, column 'L': expected one of x, DMSO; found 'taxol'"):
+        read(rows, columns=columns, well_types={"treatment": ["x", "DMSO"]}, images="{well}")
+
+
+def test_splits_come_from_a_list_a_column_or_nothing(read):
+    rows = [("a", 1, "A", 1, "test"), ("b", 1, "A", 1, ""), ("c", 1, "A", 1, "train")]
+    images = "{experiment}"
+    assert set(read(rows, images=images)["dataset"]) == {"train"}
+    assert read(rows, images=images, splits={"train": ["c"], "val": ["a"]})["dataset"].tolist() == ["val", "", "train"]
+    columns = SCREEN["columns"] | {"dataset": "L"}
+    assert read(rows, images=images, columns=columns)["dataset"].tolist() == ["test", "", "train"]
+    assert read(rows, "L", images=images)["own_split"].tolist() == ["test", "", "train"]
+    with pytest.raises(
+        ValueError, match="The experiment 'd' of the splits is in no row of wells.csv. Found 'a', 'b', 'c'"
+    ):
+        read(rows, images=images, splits={"train": ["d"]})
+    with pytest.raises(ValueError, match="row 2, column 'W': expected one of train, val, test, or nothing; found 'A'"):
+        read(rows, images=images, columns=columns | {"dataset": "W"})
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (("", 1, "A", 1, "x"), "column 'E': expected the experiment, a text without control characters; found ''"),
+        (("a", 1, "", 1, "x"), "column 'W': expected the well"),
+        (("a", 1, "A\n", 1, "x"), "column 'W': expected the well, a text without control characters; found"),
+        (("a", "..", "A", 1, "x"), "column 'images': expected a path below the source folder"),
+        (("a", "../..", "A", 1, "x"), "column 'images': expected a path below the source folder"),
+        (
+            ("a", "/etc", "A", 1, "x"),
+            "expected a path below the source folder, without '..' and not absolute; found '/etc/A",
+        ),
+        (("a", "C:", "A", 1, "x"), "expected a path below the source folder"),
+        (("a", "b\\..", "A", 1, "x"), "expected a path below the source folder"),
+        (("a", "{channel}", "A", 1, "x"), "column 'P': expected no brace in a path; found '{channel}'"),
+    ],
+)
+def test_a_bad_cell_is_named_by_file_row_and_column(read, row, message):
+    with pytest.raises(ValueError, match=f"wells.csv, row 3, {message}" if message.startswith("column") else message):
+        read([("z", 1, "Z", 1, "x"), row])
+
+
+def test_a_site_or_a_file_listed_twice_names_both_rows(read):
+    rows = [("a", 1, "A", 1, "x"), ("a", 1, "B", 1, "x"), ("a", 1, "A", 1, "y")]
+    with pytest.raises(ValueError, match="wells.csv, row 4: the site 'a_1_A_1' is a duplicate of wells.csv, row 2"):
+        read(rows)
+    with pytest.raises(ValueError, match="row 3: the file '1/1_{channel}.png' is a duplicate of wells.csv, row 2"):
+        read(rows[:2], images="{plate}/{site}_{channel}.png")
+
+
+def test_a_column_or_a_brace_that_does_not_fit_is_named(read):
+    with pytest.raises(
+        ValueError, match="wells.csv lacks the column 'Batch'. Expected E, P, W, S, L, Batch; found E, P"
+    ):
+        read([("a", 1, "A", 1, "x")], images="{Batch}/{well}.tif")
+    with pytest.raises(ValueError, match="has a brace that encloses no name"):
+        read([("a", 1, "A", 1, "x")], images="{plate/{well}.tif")

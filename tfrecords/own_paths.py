@@ -1,0 +1,92 @@
+"""A template and a table's columns -> the paths of a screen's files, none of which leaves the source folder."""
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from tfrecords.images import CHANNEL
+from tfrecords.table import check_cells
+
+_FIELD = re.compile(r"\{([^{}:]+)(?::(0\d+))?\}")
+
+
+def fields_of(template):
+    """Names in the braces of a template, `channel` left aside, in order.
+
+    Raises:
+        ValueError: on a brace that belongs to no name.
+    """
+    if re.search(r"[{}]", _FIELD.sub("", template)):
+        raise ValueError(
+            f"The template {template!r} has a brace that encloses no name. Expected such as "
+            "'{plate}/{well}_f{site:02}_ch{channel}.tif'."
+        )
+    return [match[1] for match in _FIELD.finditer(template) if match[0] != CHANNEL]
+
+
+def fill_template(template, columns, table):
+    """Puts each row's values into a template.
+
+    Args:
+        template: see `own_screen.read_screen`.
+        columns: dict of name -> (pandas.Series of str, name of the column in the table, for messages).
+        table: as `table.read_table` gives it, for messages.
+
+    Returns:
+        pandas.Series of str: paths with `/` below the source, `{channel}` still in place.
+
+    Raises:
+        ValueError: naming the row whose path would lie outside the source folder, or whose value cannot stand in it.
+    """
+    paths, end = "", 0
+    for match in _FIELD.finditer(template):
+        paths = paths + template[end : match.start()]
+        end = match.end()
+        if match[0] == CHANNEL:
+            paths = paths + CHANNEL
+            continue
+        values, name = columns[match[1]]
+        check_cells(table.assign(**{name: values}), name, ~values.str.contains(r"[{}\x00-\x1f]"), "no brace in a path")
+        if match[2]:
+            whole = values.str.fullmatch(r"\d{1,18}")
+            check_cells(table.assign(**{name: values}), name, whole, f"a whole number, as {match[0]} has it padded")
+            values = values.map(lambda value, width=match[2]: format(int(value), width))
+        paths = paths + values
+    paths = pd.Series(paths + template[end:], index=table.index, dtype=object)
+    good = paths.map({path: _stays_inside(path) for path in paths.unique()}).to_numpy(bool)
+    check_cells(
+        table.assign(images=paths), "images", good, "a path below the source folder, without '..' and not absolute"
+    )
+    return paths
+
+
+def check_links(source, files, rows):
+    """Raises a ValueError if a file, or a folder on the way to it, is a link that leads out of the source folder.
+
+    Args:
+        source: the folder.
+        files: paths below it that exist, as texts.
+        rows: for each, a text that names its file and row.
+    """
+    root, inside = os.path.realpath(source), {}
+    for file, row in zip(files, rows, strict=True):
+        folder, _, name = file.rpartition("/")
+        if folder not in inside:
+            real = os.path.realpath(os.path.join(root, folder))
+            with os.scandir(real) as entries:
+                inside[folder] = real, {entry.name for entry in entries if entry.is_symlink()}
+        real, links = inside[folder]
+        real = os.path.realpath(os.path.join(real, name)) if name in links else real
+        if not Path(real).is_relative_to(root):
+            raise ValueError(
+                f"{row}: {file!r} is, or lies behind, a link that leads out of the source folder {str(source)!r}, to "
+                f"{real!r}. Expected files inside it: name the folder that holds them as the source."
+            )
+
+
+def _stays_inside(path):
+    # A backslash or a drive's letter would lead out on Windows.
+    parts = path.split("/")
+    return "\\" not in path and not re.match(r"[A-Za-z]:", path) and not {"", ".", ".."} & set(parts)

@@ -1,0 +1,159 @@
+"""The table of a screen of one's own -> one row a site, as RxRx1 has it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tfrecords.images import CHANNEL
+from tfrecords.own_paths import fields_of, fill_template
+from tfrecords.own_screen import COLUMN_NAMES, KINDS
+from tfrecords.splits import SPLITS, natural
+from tfrecords.table import FILE, ROW, check_cells, read_table
+
+_CONTROL = r"[\x00-\x1f\x7f]"
+
+
+def read_own_sites(source, screen, split_column=None):
+    """Reads a screen's table into the columns of `sources.read_sites`.
+
+    Nothing need look like RxRx1: experiments, wells and labels are any text, and plates and sites that are not whole
+    numbers are numbered in their natural order. Labels get `sirna_id` by rank: treatments, then positive, then
+    negative controls, each in natural order (2 before 10); an empty one is unknown.
+
+    Args:
+        source: folder of the images.
+        screen: dict of `own_screen.read_screen`.
+        split_column: as for `read_sites`.
+
+    Returns:
+        pandas.DataFrame: RxRx1's 11 columns, `path`, `plate_name`, `site_name` (as the table has them), `row` (which
+        file and row), and `own_split` if `split_column` was asked for. `dataset` is empty for experiments that no list
+        of splits names, and train for all if nothing says otherwise.
+
+    Raises:
+        ValueError: naming file, row and column of a value that cannot be, a site listed twice, or a path that leaves
+            the source folder.
+    """
+    columns = screen["columns"]
+    images = screen["images"]
+    templates = [images[name] for name in screen["channels"]] if isinstance(images, dict) else [images]
+    own = () if split_column is None else (split_column,)
+    of_table = [name for template in templates for name in fields_of(template) if name not in COLUMN_NAMES]
+    raw = read_table(Path(source) / screen["table"], [*dict.fromkeys([*columns.values(), *of_table, *own])])
+    if "sites" in screen:
+        count = len(raw)
+        raw = raw.loc[raw.index.repeat(len(screen["sites"]))].reset_index(drop=True)
+        raw["_site"] = screen["sites"] * count
+    sites = pd.DataFrame({"row": raw[FILE] + ", row " + raw[ROW].astype(str)})
+    texts = {name: (raw[theirs], theirs) for name, theirs in columns.items()}
+    texts.setdefault("plate", (pd.Series("1", index=raw.index), "plate"))
+    texts.setdefault("site", (raw["_site"], "sites") if "sites" in screen else (pd.Series("1", raw.index), "site"))
+    texts.setdefault("cell_type", (pd.Series(screen.get("cell_type", "unknown"), index=raw.index), "cell_type"))
+    texts.setdefault("sirna", (pd.Series("", index=raw.index), "sirna"))
+    for name in ("experiment", "well", "plate", "site", "cell_type", "sirna"):
+        values, theirs = texts[name]
+        good = ~values.str.contains(_CONTROL) & ((values != "") | (name == "sirna"))
+        check_cells(raw.assign(**{theirs: values}), theirs, good, f"the {name}, a text without control characters")
+        sites[name] = values
+    for name in ("plate", "site"):
+        sites[f"{name}_name"] = sites[name]
+        sites[name] = _numbers(sites[name])
+    sites["well_type"] = _well_types(raw, screen, sites["sirna"])
+    sites["dataset"] = _datasets(raw, screen, sites["experiment"])
+    sites["well_id"] = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"]
+    sites["site_id"] = sites["well_id"] + "_" + sites["site"].astype(str)
+    _check_once(sites, "site_id", "site", "Say which column tells sites apart, or remove the repeated row.")
+    sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
+    sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
+    known = {name: (raw[name], name) for name in of_table} | texts
+    sites["path"] = _paths(templates, screen, known, raw)
+    _check_once(sites, "path", "file", "Name in the template what tells sites apart, or correct the table.")
+    if own:
+        good = raw[split_column].isin(("", *SPLITS))
+        check_cells(raw, split_column, good, f"one of {', '.join(SPLITS)}, or nothing")
+        sites["own_split"] = raw[split_column]
+    return sites
+
+
+def rank_labels(names, kinds):
+    """Numbers the names: treatments, then positive, then negative controls, each in natural order.
+
+    Args:
+        names: pandas.Series of str, empty where unknown.
+        kinds: pandas.Series of `own_screen.KINDS`.
+
+    Returns:
+        pandas.Series of Int64, missing where unknown.
+    """
+    pairs = pd.DataFrame({"name": names, "kind": kinds})[names != ""].drop_duplicates()
+    rank = {}
+    for kind in KINDS:
+        for name in sorted(set(pairs.loc[pairs["kind"] == kind, "name"]), key=lambda name: (natural(name), name)):
+            rank.setdefault(name, len(rank))
+    return names.map(rank).astype("Int64")
+
+
+def _numbers(texts):
+    values = sorted(set(texts), key=lambda text: (natural(text), text))
+    whole = all(text.isascii() and text.isdecimal() and len(text) <= 18 for text in values)
+    numbers = [int(text) for text in values] if whole else []
+    if not whole or len(set(numbers)) < len(values):
+        numbers = range(1, len(values) + 1)
+    return texts.map(dict(zip(values, numbers, strict=True))).astype("int64")
+
+
+def _well_types(raw, screen, sirna):
+    column = screen["columns"].get("well_type")
+    if column is not None:
+        meanings = {value: kind for kind, values in screen.get("well_types", {}).items() for value in values}
+        meanings = meanings or dict(zip(KINDS, KINDS, strict=True))
+        check_cells(raw, column, raw[column].isin(list(meanings)), f"one of {', '.join(meanings)}")
+        return raw[column].map(meanings)
+    controls = screen.get("controls", {})
+    kinds = {value: f"{kind}_control" for kind, values in controls.items() for value in values}
+    absent = sorted(set(kinds) - set(sirna))
+    if absent:
+        raise ValueError(
+            f"The control {absent[0]!r} is in no row of {screen['table']}. Expected a value of the column "
+            f"{screen['columns'].get('sirna', 'sirna')!r}, such as {', '.join(map(repr, sorted(set(sirna))[:3]))}."
+        )
+    return sirna.map(lambda value: kinds.get(value, "treatment"))
+
+
+def _datasets(raw, screen, experiments):
+    column = screen["columns"].get("dataset")
+    if column is not None:
+        check_cells(raw, column, raw[column].isin(("train", "val", "test", "")), "one of train, val, test, or nothing")
+        return raw[column]
+    if "splits" not in screen:
+        return pd.Series("train", index=raw.index)
+    of = {experiment: split for split, names in screen["splits"].items() for experiment in names}
+    absent = sorted(set(of) - set(experiments))
+    if absent:
+        raise ValueError(
+            f"The experiment {absent[0]!r} of the splits is in no row of {screen['table']}. Found "
+            f"{', '.join(map(repr, sorted(set(experiments))[:5]))}."
+        )
+    return experiments.map(lambda experiment: of.get(experiment, ""))
+
+
+def _paths(templates, screen, columns, raw):
+    paths = [fill_template(template, columns, raw) for template in templates]
+    if isinstance(screen["images"], dict):
+        return pd.Series(list(zip(*paths, strict=True)), index=raw.index, dtype=object)
+    numbered = screen["channels"] == [str(1 + i) for i in range(len(screen["channels"]))]
+    if CHANNEL not in screen["images"] or numbered:
+        return paths[0]
+    # Names instead of numbers stand in the files' names.
+    return paths[0].map(lambda path: tuple(path.replace(CHANNEL, name) for name in screen["channels"]))
+
+
+def _check_once(sites, column, name, advice):
+    twice = sites[column].duplicated()
+    if twice.any():
+        second = sites[twice].iloc[0]
+        first = sites[sites[column] == second[column]].iloc[0]
+        raise ValueError(
+            f"{second['row']}: the {name} {second[column]!r} is a duplicate of {first['row']}. Expected each {name} "
+            f"once; {int(twice.sum())} rows repeat one. {advice}"
+        )
