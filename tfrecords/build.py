@@ -116,7 +116,7 @@ def build_records(
             "names": _names(sites),
             "versions": package_versions(),
         }
-        index = _index(sites, shards, written, classes, label)
+        index = make_index(prepared, written)
         labelled = index.groupby("shard")["label"].count()
         manifest["shards"] = [
             {
@@ -129,7 +129,7 @@ def build_records(
             for shard in shards
         ]
         for key, name, table in (("index", INDEX, index), ("excluded", EXCLUDED, excluded)):
-            data = table.to_csv(index=False, lineterminator="\n").encode()
+            data = to_csv(table)
             write_whole(dest / name, data)
             manifest[key] = {"file": name, "count": len(table), "sha256": hash_bytes(data)}
         finish(dest, manifest)
@@ -183,18 +183,30 @@ def _names(sites):
     }
 
 
-def _index(sites, shards, written, classes, label):
+def make_index(prepared, written):
+    """The index of all records: a row for each site, with place and label.
+
+    Args:
+        prepared: of `prepare_build`.
+        written: dict of a shard's name -> `write.Written`.
+    """
     places = pd.DataFrame(
         [
             (site_id, shard.name, record, offset)
-            for shard in shards
+            for shard in prepared.shards
             for record, (site_id, offset) in enumerate(zip(shard.site_ids, written[shard.name].offsets, strict=True))
         ],
         columns=["site_id", "shard", "record", "offset"],
     )
-    index = places.merge(sites[[*COLUMNS, "split"]], on="site_id", how="left", validate="one_to_one")
-    index["label"] = index[label].map({row["value"]: i for i, row in enumerate(classes)}).astype("Int64")
+    index = places.merge(prepared.sites[[*COLUMNS, "split"]], on="site_id", how="left", validate="one_to_one")
+    numbers = {row["value"]: i for i, row in enumerate(prepared.classes)}
+    index["label"] = index[prepared.options["label"]].map(numbers).astype("Int64")
     return index
+
+
+def to_csv(table):
+    """A table as the bytes of a CSV file, equal on every system."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _list(text):

@@ -1,12 +1,13 @@
 """Takes the output folder for one build: refuses one that is in use, knows one that is finished or was broken off."""
 
+import errno
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfrecords.manifest import MANIFEST, UNFINISHED, read_manifest, to_json
-from tfrecords.whole import remove_temporary, sync_folder, write_whole
+from tfrecords.manifest import MANIFEST, UNFINISHED, read_manifest, seal, to_json
+from tfrecords.whole import explain_no_space, remove_temporary, sync_folder, write_whole
 
 try:
     import fcntl
@@ -30,12 +31,12 @@ def is_finished(dest, options):
     if not dest.is_dir():
         raise ValueError(f"The output {str(dest)!r} is a file. Name a new or empty folder.")
     if (dest / MANIFEST).exists():
-        _compare(dest, read_manifest(dest)["options"], options, "was built")
+        compare_options(dest, read_manifest(dest)["options"], options, "was built")
         return True
     if (dest / UNFINISHED).exists():
         begun = _read_unfinished(dest)
         if begun is not None:
-            _compare(dest, begun, options, "was begun")
+            compare_options(dest, begun, options, "was begun")
         return False
     content = sorted(path.name for path in dest.iterdir())
     if content:
@@ -62,17 +63,21 @@ def claim(dest, options):
         is_finished(dest, options)
         # Only the first time: a kill in between would leave shards, and nothing to say of which options they are.
         if _read_unfinished(Path(dest)) is None:
-            file.truncate(0)
-            file.write(to_json(options))
-            file.flush()
-            os.fsync(file.fileno())
+            with explain_no_space(file.name):
+                file.truncate(0)
+                data = to_json(options)
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
             sync_folder(dest)
         yield
 
 
 @contextmanager
 def hold(dest):
-    """Keeps other builds out of `dest`, removes what killed ones left half-written, and at a good end its own mark.
+    """Keeps other builds out of `dest`, and removes what killed ones left half-written.
+
+    Its mark stays behind where there is no manifest in the end: there, it says that the folder is unfinished.
 
     The lock is the system's: it lives as long as the process, however that ends. On network file systems it is as good
     as their `flock`.
@@ -84,24 +89,26 @@ def hold(dest):
         ValueError: if another process holds the folder.
     """
     marker = Path(dest) / UNFINISHED
-    with open(marker, "a+b") as file:
+    with open(marker, "a+b", buffering=0) as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 taken = not os.path.samestat(os.fstat(file.fileno()), os.stat(marker))
-            except OSError:
+            except (BlockingIOError, FileNotFoundError):
                 taken = True
             if taken:
                 raise ValueError(
                     f"The output folder {str(dest)!r} is in use: another build is writing into it. "
                     "Wait for its end, or name another folder."
                 )
-        remove_temporary(dest)
-        yield file
-        if fcntl is not None:
-            marker.unlink(missing_ok=True)
-    if fcntl is None:
-        marker.unlink(missing_ok=True)
+        try:
+            remove_temporary(dest)
+            yield file
+        finally:
+            if fcntl is not None and (Path(dest) / MANIFEST).exists():
+                marker.unlink(missing_ok=True)
+    if fcntl is None and (Path(dest) / MANIFEST).exists():
+        marker.unlink(missing_ok=True)  # Windows removes no open file.
 
 
 def tidy(dest):
@@ -113,7 +120,7 @@ def tidy(dest):
 
 def finish(dest, manifest):
     """Writes the manifest, by which the folder becomes whole."""
-    write_whole(Path(dest) / MANIFEST, to_json(manifest))
+    write_whole(Path(dest) / MANIFEST, seal(manifest))
 
 
 def _read_unfinished(dest):
@@ -123,7 +130,8 @@ def _read_unfinished(dest):
         return None  # Broken off while this very file was written, before any shard.
 
 
-def _compare(dest, before, now, verb):
+def compare_options(dest, before, now, verb):
+    """Raises a ValueError that names the options in which two builds differ, if they do."""
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if not differing:
         return

@@ -55,6 +55,8 @@ def read_manifest(dest):
             missing += [f"experiments of {split}" for split in _SPLITS if split not in experiments]
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
+            if manifest.pop("checksum", None) != hash_bytes(to_json(manifest)):
+                raise ValueError("its content does not fit its checksum")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}). Remove the folder and build it again."
@@ -100,6 +102,13 @@ def class_names(dest, kinds=("treatment",)):
     manifest = read_manifest(dest)
     treatments_only = manifest["options"]["label"] == "sirna_id" and "control" not in kinds
     return [row["name"] for row in manifest["classes"] if row["treatment"] or not treatments_only]
+
+
+def seal(manifest):
+    """The manifest's JSON text as bytes, with a checksum of its other content."""
+    manifest = json.loads(to_json(manifest))  # As it will be read: tuples are lists, numbers as keys are texts.
+    manifest.pop("checksum", None)
+    return to_json(manifest | {"checksum": hash_bytes(to_json(manifest))})
 
 
 def to_json(value):

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest, to_json
+from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest, seal
 from tfrecords.remote import find_transport, is_remote, remote_url
 from tfrecords.whole import sync_folder, write_whole
 
@@ -62,7 +62,7 @@ def local_folder(dest, splits=(), kinds=()):
     cache = Path(
         os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfrecords"
     )
-    data = to_json(manifest)
+    data = seal(manifest)
     key = f"{re.sub(r'[^A-Za-z0-9._-]', '_', url.rsplit('/', 1)[-1])}-{hash_bytes(data)[:16]}"
     folder = cache / key
     cache.mkdir(parents=True, exist_ok=True)

@@ -29,11 +29,21 @@ def open_whole(path):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_ENDING}")
     try:
-        with open(temporary, "wb", buffering=2**20) as file:
+        with explain_no_space(path), open(temporary, "wb", buffering=2**20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def explain_no_space(path):
+    """Turns the system's error for a full disk, or a used up quota, into one that says what to do."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
@@ -42,9 +52,6 @@ def open_whole(path):
             f"No space is left to write {path} ({error.strerror}). What was finished stays. Make space, and repeat the "
             "same command: it goes on where it stopped",
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def write_whole(path, data):

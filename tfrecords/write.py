@@ -17,7 +17,7 @@ class Task(NamedTuple):
 
     `sites` holds a dict for each record, with `ranges` where grey levels are scaled (see `images.load_site`); `size` is
     (height, width) of the files on disk; `planes`, of `png.png_planes`, makes the records hold PNG files, None raw
-    pixels.
+    pixels; `sha256` is what the file must have, where that is known.
     """
 
     source: str
@@ -29,6 +29,7 @@ class Task(NamedTuple):
     crop: int | None
     image_size: int | None
     planes: tuple | None = None
+    sha256: str | None = None
 
 
 class Written(NamedTuple):
@@ -54,7 +55,7 @@ def write_shard(task):
     path = Path(task.dest) / task.name
     if path.exists():
         found = scan_shard(path, task.name)
-        if found is not None and found.count == len(task.sites):
+        if found is not None and found.count == len(task.sites) and task.sha256 in (None, found.sha256):
             return found
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -69,6 +70,12 @@ def write_shard(task):
                 file.write(part)
                 digest.update(part)
                 size += len(part)
+        if task.sha256 not in (None, digest.hexdigest()):
+            raise ValueError(
+                f"{path} cannot be repaired: the images in {task.source} give other bytes than they gave to the build. "
+                "They were changed since, or this release of Pillow encodes PNG otherwise (the manifest's `versions`). "
+                "Repair from the source as it was, or build the records again, into a new folder."
+            )
     return Written(task.name, len(task.sites), size, digest.hexdigest(), tuple(offsets))
 
 

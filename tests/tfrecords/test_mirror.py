@@ -1,5 +1,6 @@
 """Remote records in TensorFlow's in-memory file system `ram://`, which stands for any other."""
 
+import json
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import tensorflow as tf
 from tfrecords import mirror
 from tfrecords.build import build_records
 from tfrecords.listing import list_sites
-from tfrecords.manifest import class_names, read_manifest
+from tfrecords.manifest import class_names, read_manifest, seal
 from tfrecords.mirror import local_folder
 from tfrecords.order import site_ids_of_step
 from tfrecords.read import read_records
@@ -159,8 +160,8 @@ def test_a_manifest_cannot_name_files_outside_its_folder(url, records_tree, cach
     name = next(row["name"] for row in read_manifest(url)["shards"] if row["split"] == "val")
     for bad in ("../../stolen.tfrecord", "/stolen.tfrecord"):
         tf.io.gfile.remove(f"{url}/manifest.json")
-        with tf.io.gfile.GFile(f"{url}/manifest.json", "w") as file:
-            file.write(text.replace(name, bad))
+        with tf.io.gfile.GFile(f"{url}/manifest.json", "wb") as file:
+            file.write(seal(json.loads(text.replace(name, bad))))
         with pytest.raises(ValueError, match=f"names the file '{bad}', outside its folder"):
             local_folder(url, ("val",), BOTH)
     assert not cache.exists()

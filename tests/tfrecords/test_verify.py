@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tfrecords.build import build_records
-from tfrecords.manifest import read_manifest, to_json
+from tfrecords.manifest import read_manifest, seal, to_json
 from tfrecords.verify import main, verify_records
 from tfrecords.write import scan_shard
 
@@ -23,7 +23,7 @@ def rewrite(records, change, name=NAME):
     for shard in manifest["shards"]:
         if shard["name"] == name:
             shard["sha256"] = scan_shard(path, name).sha256
-    (records / "manifest.json").write_bytes(to_json(manifest))
+    (records / "manifest.json").write_bytes(seal(manifest))
 
 
 def test_whole_records_pass(records_tree, capsys):
@@ -43,7 +43,7 @@ def test_a_manifest_that_lacks_something_is_damaged(records):
     for change in (lambda m: m.pop("shards"), lambda m: m["experiments"].pop("val")):
         broken = json.loads(to_json(manifest))
         change(broken)
-        (records / "manifest.json").write_bytes(to_json(broken))
+        (records / "manifest.json").write_bytes(seal(broken))
         with pytest.raises(ValueError, match="manifest.json is damaged .*it lacks"):
             read_manifest(records)
 
@@ -122,7 +122,7 @@ def test_a_wrong_place_and_a_wrong_class_map_are_named(records):
     manifest["experiments"]["val"] = ["HUVEC-01"]
     for shard in manifest["shards"]:
         shard["kind"] = "treatment"
-    (records / "manifest.json").write_bytes(to_json(manifest))
+    (records / "manifest.json").write_bytes(seal(manifest))
     text = "\n".join(map(str, verify_records(records)))
     assert "the experiment HUVEC-01 is in train and val" in text
     assert "the label 0 has the number 0 in the index, but not in the class map" in text
