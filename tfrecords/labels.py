@@ -33,7 +33,7 @@ def class_map(sites, label="sirna_id"):
     pairs = known[[label, "well_type"]].assign(name=known["sirna"] if label == "sirna_id" else known[label])
     pairs = pairs.drop_duplicates()
     if label == "sirna_id":
-        _check_one_to_one(pairs[["sirna_id", "name"]].drop_duplicates())
+        _check_one_to_one(pairs[["sirna_id", "name"]].drop_duplicates(), known)
     classes = {}
     for row in pairs.itertuples(index=False):
         value = int(row[0]) if label == "sirna_id" else str(row[0])
@@ -47,14 +47,17 @@ def class_map(sites, label="sirna_id"):
     ]
 
 
-def _check_one_to_one(pairs):
+def _check_one_to_one(pairs, known):
     for key, other in (("sirna_id", "name"), ("name", "sirna_id")):
         twice = pairs[pairs[key].duplicated(keep=False)]
         if len(twice):
             culprit = twice.iloc[0][key]
-            found = sorted(str(value) for value in twice[twice[key] == culprit][other])
+            rows = twice[twice[key] == culprit]
+            found = sorted(str(value) for value in rows[other])
+            same = known["sirna_id"].eq(rows["sirna_id"].iloc[1]) & known["sirna"].eq(rows["name"].iloc[1])
+            site_id = known.loc[same, "site_id"].iloc[0]
             key, other = (word.replace("name", "sirna") for word in (key, other))
             raise ValueError(
                 f"The {key} {culprit} goes with {len(found)} values of {other}: {', '.join(found[:5])}. Expected one "
-                "id for each siRNA and one siRNA for each id. Correct the table."
+                f"id for each siRNA and one siRNA for each id; the second is at the site {site_id}. Correct the table."
             )

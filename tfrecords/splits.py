@@ -118,12 +118,14 @@ def count_splits(split):
 
 
 def _check_datasets(sites):
-    of_experiment = sites[["experiment", "dataset"]].drop_duplicates().groupby("experiment")["dataset"].unique()
-    torn = of_experiment[of_experiment.map(len) > 1]
+    pairs = sites[["experiment", "dataset", "site_id"]].drop_duplicates(["experiment", "dataset"])
+    torn = pairs[pairs["experiment"].duplicated(keep=False)].sort_values(["experiment", "dataset"], kind="stable")
     if len(torn):
+        first = torn[torn["experiment"] == torn["experiment"].iloc[0]]
+        places = " and ".join(f"{row.dataset or 'no part'} (site {row.site_id})" for row in first.itertuples())
         raise ValueError(
-            f"The experiment {torn.index[0]!r} lies in {' and '.join(sorted(torn.iloc[0]))} "
-            f"({len(torn)} experiments do). Expected each in one of train, val and test: otherwise its appearance is "
+            f"The experiment {first['experiment'].iloc[0]!r} lies in {places}; {torn['experiment'].nunique()} "
+            f"experiments do such. Expected each in one of train, val and test: otherwise its appearance is "
             "learned before it is tested. Give all rows of an experiment the same value of `dataset`."
         )
 

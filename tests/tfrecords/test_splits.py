@@ -35,7 +35,9 @@ def test_val_of_the_table_is_used_and_otherwise_that_of_wilds(release_tree, kagg
 def test_an_experiment_in_two_parts_is_refused(release_tree):
     sites = read_sites(release_tree)
     sites.loc[0, "dataset"] = "test"
-    with pytest.raises(ValueError, match="The experiment 'HUVEC-01' lies in test and train"):
+    with pytest.raises(
+        ValueError, match="The experiment 'HUVEC-01' lies in test .site HUVEC-01_1_B02_1. and train .site HUVEC"
+    ):
         assign_splits(sites)
 
 
@@ -51,8 +53,8 @@ def test_an_empty_split_and_an_unknown_one_are_named():
 def screen(train, test, val=()):
     """A table with two sites of one well in each experiment."""
     parts = [(name, part) for part, names in (("train", train), ("val", val), ("test", test)) for name in names]
-    rows = [(name, name.split("-")[0], part, site) for name, part in parts for site in (1, 2)]
-    return pd.DataFrame(rows, columns=["experiment", "cell_type", "dataset", "site"])
+    rows = [(f"{name}_{site}", name, name.split("-")[0], part, site) for name, part in parts for site in (1, 2)]
+    return pd.DataFrame(rows, columns=["site_id", "experiment", "cell_type", "dataset", "site"])
 
 
 RXRX1 = screen(
