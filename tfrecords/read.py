@@ -1,31 +1,21 @@
 """Finished records -> tf.data pipelines of batches."""
 
-from pathlib import Path
-
 import numpy as np
 import tensorflow as tf
 
 from tfrecords import preprocess
+from tfrecords.cache import cached_images
+from tfrecords.composition import random_batches
 from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.listing import list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
-from tfrecords.order import Passes, shuffle_buffer, shuffle_shards
+from tfrecords.normalize import normalizer
+from tfrecords.order import Passes
+from tfrecords.record_images import record_images
+from tfrecords.views import make_views
 
-# A megabyte at a time; TensorFlow's default, a quarter of it, costs more calls, and newer releases log it.
-_READ_BYTES = 2**20
-
-_FEATURES = {
-    "image": tf.io.FixedLenFeature([], tf.string),
-    "well": tf.io.FixedLenFeature([], tf.string),
-    "well_type": tf.io.FixedLenFeature([], tf.string),
-    "experiment": tf.io.FixedLenFeature([], tf.string),
-    "cell_type": tf.io.FixedLenFeature([], tf.string),
-    "site_id": tf.io.FixedLenFeature([], tf.string),
-    "plate": tf.io.FixedLenFeature([], tf.int64),
-    "site": tf.io.FixedLenFeature([], tf.int64),
-    "sirna": tf.io.FixedLenFeature([], tf.int64, default_value=-1),
-}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def read_records(
@@ -37,12 +27,19 @@ def read_records(
     training=False,
     seed=0,
     first_epoch=0,
+    batches=None,
+    drop_remainder=None,
+    pad=False,
+    augment=preprocess.augment,
+    normalize=preprocess.standardize,
+    dtype="float32",
     experiment_ids=False,
     metadata=False,
-    drop_remainder=None,
-    augment=preprocess.augment,
+    cache=None,
+    worker=(0, 1),
+    deterministic=True,
 ):
-    """Reads a split as batches of standardized images and labels.
+    """Reads a split as batches of normalized images and labels.
 
     In training, each pass over the returned dataset shuffles all sites anew; the order is a function of `seed` and
     epoch only, so a resumed run sees what an unbroken one would have seen, and `site_ids_of_step` can name the sites
@@ -54,91 +51,129 @@ def read_records(
         dest: folder of records, or URL of one (`gs://`, `s3://`, `az://`, `https://`), whose shards are fetched first,
             see `mirror.local_folder`.
         split: `train`, `id_test`, `val` or `test`.
-        batch_size: sites in a batch; the global one where a `tf.distribute` strategy divides it.
+        batch_size: sites in a batch; the global one where a `tf.distribute` strategy or `worker` divides it.
         kinds: `("treatment",)` (default), `("control",)` or both.
         training: shuffle and augment.
         seed: integer, 0 or more, of order and augmentation.
         first_epoch: epoch of the first pass, for a run that continues.
+        batches: which sites share a batch, see `tfrecords.composition`: `random_batches()` (default),
+            `batches_within(group)`, `batches_across(experiments, classes)`, `batches_with_controls(controls)`.
+        drop_remainder: leave out the last batch (of each group) where it is not full. Default: in training, unless
+            `pad`.
+        pad: fill batches that are not full with sites of weight 0, and give the weights: every batch has the static
+            shape `(batch_size, ...)`, no site is missing, and Keras's `evaluate` is exact with `weighted_metrics`.
+        augment: function of (uint8 images `(batch, height, width, channels)`, seed `(2,)`) applied in training; or a
+            pair of such functions, the second of which is given the normalized images; None for none. Default: WILDS's,
+            `preprocess.augment`. More in `tfrecords.augmentation`.
+        normalize: function of the images; or a table of `channel_statistics`, by which each channel gets mean 0 and
+            deviation 1 over an experiment, a plate or a split. Default: each image by itself, as WILDS,
+            `preprocess.standardize`.
+        dtype: of the images, `float32` (default), `bfloat16` or `float16`; all is computed in float32.
         experiment_ids: give `{"image": ..., "experiment": int32 (batch,)}` instead of the image; the number is the
             place in the manifest's `experiments["train"]`.
-        metadata: give a dict as third element, for a loop of one's own (Keras would take it for weights): `site_id`,
+        metadata: give a dict as last element, for a loop of one's own (Keras would take it for weights): `site_id`,
             `well_id`, `well`, `well_type`, `experiment`, `cell_type` (str), `plate`, `site` (int64), each `(batch,)`.
-        drop_remainder: leave out the last batch where it is not full. Default: in training.
-        augment: function of (uint8 images `(batch, height, width, channels)`, seed `(2,)`) applied in training; None
-            for none. Default: WILDS's, `preprocess.augment`.
+        cache: `"memory"`, or a folder, to keep the decoded pixels in; None (default) for none. See `cached_images`.
+        worker: (number of this worker, number of workers). Each gives its part, `batch_size / workers`, of every
+            batch, and all take the same number of steps: together they see exactly what one alone would see, in the
+            same steps (augmented differently). Default: `(0, 1)`.
+        deterministic: give the batches in their order (default). False lets a batch that is ready overtake a late one;
+            what is in a batch stays the same.
 
     Returns:
-        tf.data.Dataset with known cardinality of (float32 images `(batch, height, width, channels)`, int32 labels
-        `(batch,)`). Labels index `class_names`; an unknown one is -1 and allowed with `metadata` only.
+        tf.data.Dataset with known cardinality of (images `(batch, height, width, channels)`, int32 labels `(batch,)`),
+        and float32 weights `(batch,)` with `pad` or controls as context. Scored sites have equal weights whose mean
+        over an epoch, with the zeros, is 1: Keras divides a loss by the size of the batch and not by its weights.
+        Labels index `class_names`; an unknown one is -1 and allowed with `metadata` only.
 
     Raises:
         ValueError: if the folder is not whole, nothing matches, or the options do not fit together. While iterating, a
-            damaged record stops the pass with a `tf.errors.DataLossError`; `python -m tfrecords.verify` names it.
+            damaged record stops the pass with a `tf.errors.InvalidArgumentError` that names file and record.
     """
     leave_gpu_to_backend()
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     dest = local_folder(dest, (split,), kinds)
     manifest = read_manifest(dest)
     sites = list_sites(dest, split, kinds)
-    drop_remainder = training if drop_remainder is None else drop_remainder
-    _check(dest, split, sites, manifest, batch_size, seed, first_epoch, experiment_ids, metadata, drop_remainder)
-    shape = manifest["image_shape"]
-    label, classes = manifest["options"]["label"], [row["value"] for row in manifest["classes"]]
-    train_experiments = manifest["experiments"]["train"]
-    names = sorted(set(sites["shard"]))
-    paths = tf.constant([str(Path(dest) / name) for name in names])
+    _check(batch_size, seed, first_epoch, worker, dtype)
+    _check_sites(split, sites, manifest, experiment_ids, metadata)
+    if drop_remainder is None:
+        drop_remainder = training and not pad
+    if drop_remainder and len(sites) < batch_size:
+        raise ValueError(
+            f"The split {split!r} has {len(sites)} sites, fewer than a batch of {batch_size}: no step would be left. "
+            f"Lower batch_size to {len(sites)} or less."
+        )
+    plan = (batches or random_batches())(sites, batch_size, shuffle=training, drop=drop_remainder)
+    places = plan.steps * batch_size
+    weighted = pad or places > plan.scored + plan.padded
+    ragged = plan.padded and not weighted
+    number, workers = worker
+    if ragged and workers > 1:
+        raise ValueError("The last batch is not full, so that workers would get unequal parts. Pass pad=True.")
+    size = batch_size // workers
+    images_of = record_images(dest, sites, manifest)
+    if cache is not None:
+        images_of = cached_images(images_of, dest, sites, manifest, cache)
+    normalized = normalizer(normalize, sites)
+    labels = tf.constant(sites["label"].fillna(-1).to_numpy(np.int32))
+    experiments = {name: i for i, name in enumerate(manifest["experiments"]["train"])}
+    experiment = tf.constant(sites["experiment"].map(experiments).fillna(-1).to_numpy(np.int32))
+    known = _metadata(sites) if metadata else None
 
-    def load(epoch, step, records):
-        parsed = tf.io.parse_example(records, _FEATURES)
-        pixels = tf.io.decode_raw(parsed["image"], tf.uint8)
-        images = tf.ensure_shape(tf.reshape(pixels, (-1, *shape)), (records.shape[0], *shape))
-        if training and augment is not None:
-            images = augment(images, tf.random.experimental.stateless_fold_in(tf.stack([seed, epoch]), step))
-        images = preprocess.standardize(images)
-        labels = _place_of(parsed["sirna" if label == "sirna_id" else label], classes)
-        batch = (images, labels)
+    def load(epoch, step, marked):
+        if ragged:
+            marked = tf.boolean_mask(marked, marked >= 0)
+        rows = tf.where(marked < 0, -1 - marked, marked)
+        seeds = tf.random.experimental.stateless_fold_in(tf.stack([seed, epoch]), step * workers + number)
+        images = make_views(images_of(rows), rows, seeds, augment if training else None, normalized, dtype)
         if experiment_ids:
-            batch = ({"image": images, "experiment": _place_of(parsed["experiment"], train_experiments)}, labels)
+            images = {"image": images, "experiment": tf.gather(experiment, rows)}
+        batch = (images, tf.gather(labels, rows))
+        if weighted:
+            batch += (tf.where(marked >= 0, tf.constant(places / plan.scored, tf.float32), 0.0),)
         if metadata:
-            batch += (_metadata(parsed),)
-        return epoch, step, batch
-
-    steps = len(sites) // batch_size if drop_remainder else -(-len(sites) // batch_size)
-    even = drop_remainder or len(sites) % batch_size == 0
-    passes = Passes(first_epoch)
+            batch += ({key: tf.gather(values, rows) for key, values in known.items()},)
+        return epoch, batch
 
     def read_epoch(epoch):
-        if training:
-            buffer = shuffle_buffer(shape)
-            records = shuffle_shards(lambda i: _open(paths[i]), len(names), buffer, seed, epoch)
-        else:
-            records = _open(paths)
-        return records.batch(batch_size, even).enumerate().map(lambda step, batch: (epoch, step, batch))
+        rows = plan.rows(tf.constant(seed, tf.int64), epoch)
+        rows = tf.ensure_shape(rows, (plan.steps, batch_size))[:, number * size : (number + 1) * size]
+        return tf.data.Dataset.from_tensor_slices(rows).enumerate().map(lambda step, rows: (epoch, step, rows))
 
-    def hand_out(epoch, step, batch):
+    passes = Passes(first_epoch)
+
+    def hand_out(step, element):
         # The last stage and no parallel one: it runs when a batch is asked for, not when it is prefetched.
-        note = tf.cond(step == steps - 1, lambda: tf.group(passes.finish(epoch)), tf.no_op)
+        epoch, batch = element
+        note = tf.cond(step == plan.steps - 1, lambda: tf.group(passes.finish(epoch)), tf.no_op)
         with tf.control_dependencies([note]):
             return tf.nest.map_structure(tf.identity, batch)
 
-    dataset = tf.data.Dataset.range(1).map(lambda _: passes.begin())
-    dataset = dataset.flat_map(read_epoch).map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
-    dataset = dataset.map(hand_out).apply(tf.data.experimental.assert_cardinality(steps))
+    dataset = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch)
+    dataset = dataset.map(load, tf.data.AUTOTUNE, deterministic=deterministic).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.enumerate().map(hand_out).apply(tf.data.experimental.assert_cardinality(plan.steps))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.experimental_optimization.inject_prefetch = False
     return dataset.with_options(options)
 
 
-def _check(dest, split, sites, manifest, batch_size, seed, first_epoch, experiment_ids, metadata, drop_remainder):
+def _check(batch_size, seed, first_epoch, worker, dtype):
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("first_epoch", first_epoch, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of {least} or more; received {value!r}.")
-    if drop_remainder and len(sites) < batch_size:
+    number, workers = worker
+    if not 0 <= number < workers or batch_size % workers:
         raise ValueError(
-            f"The split {split!r} has {len(sites)} sites, fewer than a batch of {batch_size}: no step would be left. "
-            f"Lower batch_size to {len(sites)} or less."
+            f"worker must be (number from 0, number of workers), and batch_size a multiple of the latter; received "
+            f"worker={worker!r} and batch_size={batch_size}."
         )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; received {dtype!r}.")
+
+
+def _check_sites(split, sites, manifest, experiment_ids, metadata):
     unknown = int(sites["label"].isna().sum())
     if unknown and not metadata:
         raise ValueError(
@@ -154,17 +189,7 @@ def _check(dest, split, sites, manifest, batch_size, seed, first_epoch, experime
         )
 
 
-def _open(paths):
-    return tf.data.TFRecordDataset(paths, buffer_size=_READ_BYTES)
-
-
-def _place_of(values, names):
-    match = tf.cast(tf.equal(values[:, None], tf.constant(names, values.dtype)[None, :]), tf.int32)
-    return tf.where(tf.reduce_any(match > 0, axis=1), tf.argmax(match, axis=1, output_type=tf.int32), -1)
-
-
-def _metadata(parsed):
-    known = {key: value for key, value in parsed.items() if key not in ("image", "sirna")}
-    plate = tf.strings.as_string(parsed["plate"])
-    known["well_id"] = tf.strings.join([parsed["experiment"], plate, parsed["well"]], separator="_")
-    return known
+def _metadata(sites):
+    texts = ("site_id", "well_id", "well", "well_type", "experiment", "cell_type")
+    known = {key: tf.constant(sites[key].to_numpy(str)) for key in texts}
+    return known | {key: tf.constant(sites[key].to_numpy(np.int64)) for key in ("plate", "site")}

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfrecords.build import build_records
+from tfrecords.composition import batches_across, batches_with_controls, batches_within
 from tfrecords.listing import list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.order import site_ids_of_step
@@ -110,17 +111,6 @@ def test_augmentation_differs_between_epochs_and_can_be_left_out(records_tree, p
     np.testing.assert_allclose(image_of(plain, site_id), standardize(pixels_of(site_id)[None])[0], atol=1e-5)
 
 
-def test_a_damaged_record_stops_the_pass_and_is_never_skipped(records):
-    path = records / list_sites(records, "train")["shard"][2]
-    data = bytearray(path.read_bytes())
-    data[len(data) * 3 // 4] ^= 1
-    path.write_bytes(data)
-    for training in (True, False):
-        with pytest.raises(tf.errors.DataLossError, match="corrupted record"):
-            for _ in read_records(records, "train", batch_size=2, training=training):
-                pass
-
-
 def test_sites_without_a_label_can_be_predicted_but_not_scored(kaggle_tree, tmp_path):
     dest = tmp_path / "records"
     build_records(kaggle_tree, dest)
@@ -131,6 +121,84 @@ def test_sites_without_a_label_can_be_predicted_but_not_scored(kaggle_tree, tmp_
     assert {
         int(label) for _, labels in read_records(dest, "val", batch_size=2, kinds="control") for label in labels
     } == {2, 3}
+
+
+def test_padding_fills_the_last_batch_and_has_weight_0(records_tree):
+    data = read_records(records_tree, "train", batch_size=3, kinds=BOTH, pad=True, metadata=True)
+    assert data.element_spec[0].shape == (3, 8, 8, 6) and data.cardinality() == 3
+    scored = []
+    for images, labels, weights, metadata in data:
+        assert np.isfinite(images).all() and (labels.numpy() >= 0).all() and weights.dtype == tf.float32
+        scored += [name for name, weight in zip(names(metadata), weights.numpy(), strict=True) if weight]
+    assert scored == list_sites(records_tree, "train", BOTH)["site_id"].tolist()
+    assert weights.numpy().tolist() == [1.125, 1.125, 0]  # 9 places, 8 sites: Keras divides by places.
+
+
+def test_workers_see_together_what_one_would_have_seen(records_tree):
+    options = dict(batch_size=4, kinds=BOTH, training=True, seed=2, metadata=True)
+    parts = [read_records(records_tree, "train", worker=(i, 2), **options) for i in range(2)]
+    for epoch in range(2):
+        steps = list(zip(*map(read_epoch, parts), strict=True))
+        assert [first + second for first, second in steps] == [
+            site_ids_of_step(records_tree, "train", batch_size=4, kinds=BOTH, seed=2, epoch=epoch, step=step)
+            for step in range(2)
+        ]
+    padded = [
+        read_records(records_tree, "train", batch_size=6, kinds=BOTH, pad=True, metadata=True, worker=(i, 3))
+        for i in range(3)
+    ]
+    assert [data.cardinality() for data in padded] == [2, 2, 2]
+    assert sum(float(tf.reduce_sum(weights)) for data in padded for *_, weights, _ in data) == 12
+    assert sum(int(tf.math.count_nonzero(weights)) for data in padded for *_, weights, _ in data) == 8
+
+
+def test_batches_may_come_out_of_order_but_not_mixed(records_tree):
+    options = dict(batch_size=2, kinds=BOTH, training=True, metadata=True)
+    strict, loose = (read_records(records_tree, "train", deterministic=flag, **options) for flag in (True, False))
+    assert not loose.options().deterministic
+    assert sorted(read_epoch(loose)) == sorted(read_epoch(strict))
+    assert sorted(read_epoch(loose)) == sorted(read_epoch(strict))  # The second epoch.
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_images_of_half_the_bytes(records_tree, dtype):
+    whole, half = (next(iter(read_records(records_tree, "train", batch_size=4, dtype=d))) for d in ("float32", dtype))
+    assert half[0].dtype == dtype
+    np.testing.assert_array_equal(half[0], tf.cast(whole[0], dtype))
+
+
+def test_the_order_of_steps_can_be_named_for_each_composition(records_tree):
+    for batches, size in (
+        (batches_within("experiment"), 3),
+        (batches_within("plate"), 2),
+        (batches_across(2, 2), 4),
+        (batches_with_controls(1), 2),
+    ):
+        options = dict(batch_size=size, kinds=BOTH, seed=7, batches=batches)
+        data = read_records(records_tree, "train", training=True, metadata=True, **options)
+        for epoch in range(2):
+            for step, batch in enumerate(read_epoch(data)):
+                assert batch == site_ids_of_step(records_tree, "train", epoch=epoch, step=step, **options)
+
+
+def test_evaluate_over_padded_batches_is_exact(records_tree):
+    import keras
+
+    inputs = keras.Input((8, 8, 6))
+    keras.utils.set_random_seed(0)
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    model.compile("sgd", loss, weighted_metrics=[accuracy])
+    options = dict(kinds=BOTH, normalize=lambda images: tf.cast(images, tf.float32) / 255)
+    one = read_records(records_tree, "train", batch_size=8, **options)
+    images, labels = next(iter(one))
+    logits = np.asarray(model.predict(images.numpy(), verbose=0), np.float64)
+    right = (logits.argmax(axis=1) == labels.numpy()).mean()
+    chosen = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(8), labels.numpy()]
+    found = model.evaluate(read_records(records_tree, "train", batch_size=3, pad=True, **options), return_dict=True)
+    assert found["accuracy"] == pytest.approx(right, abs=1e-6)
+    assert found["loss"] == pytest.approx(chosen.mean(), rel=1e-5)
 
 
 def test_labels_of_another_column(release_tree, tmp_path):
@@ -145,6 +213,11 @@ def test_labels_of_another_column(release_tree, tmp_path):
         (dict(batch_size=0), "batch_size must be an integer of 1 or more; received 0"),
         (dict(batch_size=2, seed=-1), "seed must be an integer of 0 or more; received -1"),
         (dict(batch_size=2, first_epoch=0.5), "first_epoch must be an integer of 0 or more; received 0.5"),
+        (dict(batch_size=2, worker=(2, 2)), r"worker must be .* received worker=\(2, 2\) and batch_size=2"),
+        (dict(batch_size=3, worker=(0, 2)), "batch_size a multiple of the latter"),
+        (dict(batch_size=3, worker=(0, 3)), "workers would get unequal parts. Pass pad=True"),
+        (dict(batch_size=2, dtype="uint8"), "dtype must be one of float32, bfloat16, float16; received 'uint8'"),
+        (dict(batch_size=2, normalize="plate"), "normalize must be a function of images or a table"),
         (dict(batch_size=5, training=True), "has 4 sites, fewer than a batch of 5.* Lower batch_size to 4"),
     ],
 )

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrecords.listing import list_sites
+from tfrecords.manifest import read_manifest, seal
+from tfrecords.read import read_records
+
+BOTH = ("treatment", "control")
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_cached_pixels_are_the_same_and_the_records_are_read_no_more(records, tmp_path, where):
+    cache = where if where == "memory" else tmp_path / "cache"
+    options = dict(batch_size=3, kinds=BOTH, training=True, seed=3)
+    plain = read_records(records, "train", **options)
+    cached = read_records(records, "train", cache=cache, **options)
+    expected = [[image.numpy() for image, _ in plain] for _ in range(2)]
+    for path in records.glob("*/*.tfrecord"):
+        path.unlink()
+    for epoch in expected:
+        for (images, _), before in zip(cached, epoch, strict=True):
+            np.testing.assert_array_equal(images, before)
+    assert cached.element_spec[0].shape == (3, 8, 8, 6)
+
+
+def test_a_cache_is_found_again_and_not_taken_for_another(records_tree, records, tmp_path):
+    cache = tmp_path / "cache"
+    options = dict(batch_size=2, cache=cache)
+    read_records(records_tree, "train", **options)
+    (first,) = cache.iterdir()
+    before = first.stat().st_mtime_ns
+    read_records(records, "train", **options)  # The same manifest.
+    assert first.stat().st_mtime_ns == before and len(list(cache.iterdir())) == 1
+    read_records(records_tree, "train", kinds=BOTH, **options)
+    read_records(records_tree, "val", **options)
+    manifest = read_manifest(records)
+    (records / "manifest.json").write_bytes(seal(manifest | {"source": "elsewhere"}))
+    read_records(records, "train", **options)
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_cut_cache_is_made_anew_and_a_damaged_image_stops_the_reading(records_tree, tmp_path):
+    expected = [images.numpy() for images, _ in read_records(records_tree, "train", batch_size=2)]
+    read_records(records_tree, "train", batch_size=2, cache=tmp_path)
+    (path,) = tmp_path.glob("*.tfrecord")
+    data = path.read_bytes()
+    path.write_bytes(data[:-5])
+    again = read_records(records_tree, "train", batch_size=2, cache=tmp_path)
+    assert path.read_bytes() == data
+    np.testing.assert_array_equal([images.numpy() for images, _ in again], expected)
+    spoiled = bytearray(data)
+    spoiled[len(data) * 5 // 8] ^= 1
+    path.write_bytes(spoiled)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{path.name}, record 2: damaged. Remove this file"):
+        list(read_records(records_tree, "train", batch_size=2, cache=tmp_path))
+
+
+def test_a_damaged_record_is_named_while_the_cache_is_filled(records, tmp_path):
+    path = records / list_sites(records, "train")["shard"][2]
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
+    for cache in ("memory", tmp_path):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="RPE-01_treatment.*record 0: damaged"):
+            read_records(records, "train", batch_size=2, cache=cache)
+    assert not list(tmp_path.glob("*.tfrecord")) and not list(tmp_path.glob(".*tmp"))

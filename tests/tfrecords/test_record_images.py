@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrecords.listing import list_sites
+from tfrecords.manifest import read_manifest
+from tfrecords.read import read_records
+from tfrecords.record_images import record_images
+
+BOTH = ("treatment", "control")
+
+
+def test_any_sites_are_read_in_any_order(records_tree, pixels_of):
+    sites = list_sites(records_tree, "train", BOTH)
+    images_of = record_images(records_tree, sites, read_manifest(records_tree))
+    for rows in ([3], [7, 0, 7], list(range(8))):
+        expected = np.stack([pixels_of(site_id) for site_id in sites["site_id"][rows]])
+        np.testing.assert_array_equal(images_of(tf.constant(rows, tf.int64)), expected)
+    assert images_of(tf.constant([1, 2], tf.int64)).shape == (2, 8, 8, 6)
+
+
+def damage(records, shard, change):
+    path = records / shard
+    data = bytearray(path.read_bytes())
+    change(data)
+    path.write_bytes(data)
+
+
+def flip(place):
+    def change(data):
+        data[place] ^= 4
+
+    return change
+
+
+@pytest.mark.parametrize("place", [0, 7, 9, 12, 20, 200, -1, -3])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_damaged_record_stops_the_reading_and_is_named(records, place, training):
+    """Length, its checksum, the keys, the image, the last checksum: whatever is hit, in a record of a later shard."""
+    site = list_sites(records, "train").iloc[2]
+    assert site["shard"].startswith("train/RPE-01_treatment") and site["record"] == 0
+    damage(records, site["shard"], flip(site["offset"] + place if place >= 0 else place))
+    number = 0 if place >= 0 else 1
+    read = 0
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        for images, _ in read_records(records, "train", batch_size=1, training=training):
+            read += len(images)
+    message = str(caught.value)
+    assert f"{site['shard']}, record {number}: damaged, missing or not of the site RPE-01_1_" in message
+    assert f"python -m tfrecords.verify {records} --repair" in message
+    assert read < 4
+
+
+def test_only_the_damaged_record_is_affected(records):
+    sites = list_sites(records, "train")
+    damage(records, sites["shard"][2], flip(3))  # A length, by which a reader of the whole file would be lost.
+    images_of = record_images(records, sites, read_manifest(records))
+    assert images_of(tf.constant([0, 1, 3], tf.int64)).shape == (3, 8, 8, 6)
+
+
+def test_a_sound_record_of_another_site_is_not_taken(records):
+    sites = list_sites(records, "train")
+    first, second = (sites[sites["shard"] == sites["shard"][2]]["offset"]).tolist()
+
+    def swap(data):
+        data[:] = data[second:] + data[first:second]
+
+    damage(records, sites["shard"][2], swap)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="record 0: damaged, missing or not of the site RPE-01"):
+        list(read_records(records, "train", batch_size=4))
+
+
+def test_a_shard_that_vanishes_is_named(records):
+    data = read_records(records, "train", batch_size=4)
+    (records / list_sites(records, "train")["shard"][2]).unlink()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="RPE-01_treatment.*record 0: damaged, missing"):
+        list(data)
+
+
+def test_fit_stops_with_the_name_of_the_record_on_this_backend(records):
+    import keras
+
+    sites = list_sites(records, "train", BOTH)
+    place = sites.iloc[5]
+    damage(records, place["shard"], flip(place["offset"] + 300))
+    inputs = keras.Input((8, 8, 6))
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = read_records(records, "train", batch_size=2, kinds=BOTH, training=True)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        model.fit(data, epochs=2, verbose=0)
+    assert f"{place['shard']}, record {place['record']}: damaged" in str(caught.value)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="--repair"):
+        model.evaluate(read_records(records, "train", batch_size=2, kinds=BOTH), verbose=0)

@@ -1,0 +1,116 @@
+"""Normalization by the statistics of more than one image: of an experiment, a plate, its controls, or a whole split."""
+
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from tfrecords.composition import GROUPS
+from tfrecords.listing import KINDS, list_sites
+from tfrecords.manifest import read_manifest
+from tfrecords.mirror import local_folder
+from tfrecords.record_images import record_images
+
+WELL_TYPES = ("treatment", "positive_control", "negative_control")
+
+
+def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
+    """Mean and standard deviation of each channel, over all pixels of the sites of a group.
+
+    One pass over the sites that are needed, exact (sums of integers). Labels are not used. The statistics of a split
+    serve that split, so that an experiment never seen in training is normalized by its own, as all of RxRx1's better
+    solutions do: this is no leak of labels, but it takes the experiment's images together, and a single image of a new
+    experiment cannot be normalized so. With `group=None` and the split `train` the table serves every split.
+
+    Args:
+        dest: folder of records, or URL of one.
+        split: `train`, `id_test`, `val` or `test`.
+        group: `"experiment"`, `"plate"`, or None (default) for one group of all.
+        well_types: wells to take; `("negative_control",)` with `group="plate"` is the usual way of plate screens.
+            Default: all.
+
+    Returns:
+        pandas.DataFrame with a row for each group, indexed by `experiment` (and `plate`); `sites`, `mean_1`, `std_1`
+        and so on (grey levels; the deviation is that of the population, as in the competition's `pixel_stats.csv`).
+        For `read_records(normalize=...)`. To keep it: `to_pickle`.
+
+    Raises:
+        ValueError: if the group is unknown, or there is no such well.
+    """
+    if group is not None and group not in GROUPS:
+        raise ValueError(f"Unknown group {group!r}. Expected {', '.join(map(repr, GROUPS))}, or None for one of all.")
+    dest = local_folder(dest, (split,), KINDS)
+    manifest = read_manifest(dest)
+    sites = list_sites(dest, split, KINDS)
+    sites = sites[sites["well_type"].isin([well_types] if isinstance(well_types, str) else well_types)]
+    if sites.empty:
+        raise ValueError(
+            f"The split {split!r} has no wells of the types {well_types!r}. Expected some of {WELL_TYPES}."
+        )
+    sites = sites.reset_index(drop=True)
+    images_of = record_images(dest, sites, manifest)
+    step = max(1, 2**24 // int(np.prod(manifest["image_shape"])))
+    data = tf.data.Dataset.range(len(sites)).batch(step).map(lambda rows: _sums(images_of(rows)), tf.data.AUTOTUNE)
+    sums = np.concatenate(list(data.as_numpy_iterator()))
+    pixels = manifest["image_shape"][0] * manifest["image_shape"][1]
+    keys = [sites[key] for key in GROUPS[group]] if group else np.zeros(len(sites), int)
+    table = {}
+    for key, places in sites.groupby(keys).indices.items():
+        count = pixels * len(places)
+        row = {"sites": len(places)}
+        for channel, (total, squares) in enumerate(sums[places].sum(axis=0).tolist(), 1):
+            row[f"mean_{channel}"] = total / count
+            row[f"std_{channel}"] = float(Fraction(squares * count - total**2, count**2)) ** 0.5
+        table[key] = row
+    names = list(GROUPS[group]) if group else [None]
+    index = pd.MultiIndex.from_tuples(table, names=names) if len(names) > 1 else pd.Index(list(table), name=names[0])
+    return pd.DataFrame(list(table.values()), index=index)
+
+
+def normalizer(normalize, sites):
+    """Gives a function of (images, row numbers of `sites`) from `normalize`, a function of images or a table.
+
+    Raises:
+        ValueError: if the table lacks the group of a site.
+    """
+    if callable(normalize):
+        return lambda images, rows: normalize(images)
+    if not isinstance(normalize, pd.DataFrame):
+        raise ValueError(
+            f"normalize must be a function of images or a table of channel_statistics; received {type(normalize)}."
+        )
+    names = [name for name in normalize.index.names if name is not None]
+    place = np.zeros(len(sites), np.int64)
+    if names:
+        keys = pd.MultiIndex.from_frame(sites[names]) if len(names) > 1 else pd.Index(sites[names[0]])
+        place = normalize.index.get_indexer(keys)
+    if (place < 0).any():
+        site = sites.iloc[int(np.argmax(place < 0))]
+        raise ValueError(
+            f"The statistics have no row for {', '.join(f'{name} {site[name]}' for name in names)} (site "
+            f"{site['site_id']!r}). Compute them with channel_statistics for the split that is read."
+        )
+    channels = sum(column.startswith("mean_") for column in normalize.columns)
+    mean, deviation = (
+        normalize[[f"{what}_{channel}" for channel in range(1, channels + 1)]].to_numpy(np.float64)[place]
+        for what in ("mean", "std")
+    )
+    gain = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    gain, offset = (tf.constant(values, tf.float32) for values in (gain, -mean * gain))
+    return lambda images, rows: _move(images, tf.gather(gain, rows), tf.gather(offset, rows))
+
+
+def _move(images, gain, offset):
+    # Whole rows of pixels are long vectors, see `preprocess.standardize`.
+    batch, height, width, channels = (tf.shape(images)[i] for i in range(4))
+    rows = tf.cast(tf.reshape(images, (batch, height, width * channels)), tf.float32)
+    rows = rows * tf.tile(gain, (1, width))[:, None] + tf.tile(offset, (1, width))[:, None]
+    return tf.ensure_shape(tf.reshape(rows, tf.shape(images)), images.shape)
+
+
+def _sums(images):
+    """int64 `(batch, channels, 2)`: the sum of the grey levels, and of their squares."""
+    levels = tf.cast(images, tf.int32)
+    columns = tf.stack([tf.reduce_sum(levels, axis=1), tf.reduce_sum(levels * levels, axis=1)], axis=-1)
+    return tf.reduce_sum(tf.cast(columns, tf.int64), axis=1)

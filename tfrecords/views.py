@@ -1,0 +1,23 @@
+"""From pixels to what a model sees: augmentation on bytes, then normalization, then what is added to it."""
+
+import tensorflow as tf
+
+
+def make_views(images, rows, seeds, augment, normalize, dtype):
+    """Augments and normalizes one batch.
+
+    Args:
+        images: uint8 `(batch, height, width, channels)`.
+        rows: int64 `(batch,)`, numbers of the sites, or None where `normalize` does not need them.
+        seeds: int `(2,)` of this batch.
+        augment: function of (images, seeds), a pair of which the second is given the normalized images, or None.
+        normalize: function of (images, rows).
+        dtype: of the result.
+    """
+    before, after = augment if isinstance(augment, (tuple, list)) else (augment, None)
+    if before is not None:
+        images = before(images, seeds)
+    images = normalize(images, rows)
+    if after is not None:
+        images = after(images, tf.random.experimental.stateless_fold_in(seeds, 1))
+    return tf.cast(images, dtype)
