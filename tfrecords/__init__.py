@@ -22,8 +22,13 @@ _HOME = {
     "batches_with_controls": "composition",
     "channel_statistics": "normalize",
     "site_ids_of_step": "order",
+    "read_published": "published",
     "augment": "preprocess",
     "standardize": "preprocess",
+    "turn_and_crop": "augmentation",
+    "random_resized_crop": "augmentation",
+    "gain_and_bias": "augmentation",
+    "cutmix": "augmentation",
     "keep_tensorflow_off_gpu": "devices",
     "write_screen": "synthetic",
 }

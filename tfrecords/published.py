@@ -1,0 +1,166 @@
+"""Reads the TFRecords that Recursion published with RxRx1 (rxrx1-utils, images2tfrecords): GZIP, treatments only."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfrecords import preprocess
+from tfrecords.devices import leave_gpu_to_backend
+from tfrecords.order import Passes
+from tfrecords.splits import VAL_EXPERIMENTS
+from tfrecords.views import make_views
+
+# Files read at once, as in rxrx1-utils.
+_CYCLE = 32
+# Memory for shuffling: 340 sites of 512 x 512 x 6 bytes.
+_SHUFFLE_BYTES = 512 * 2**20
+_MOST_SHUFFLED = 8192
+# RxRx1's training experiments are those up to this number.
+_LAST_TRAINING = {"HEPG2": 7, "HUVEC": 16, "RPE": 7, "U2OS": 3}
+_NAME = re.compile(r"(?P<experiment>(?P<cell_type>[A-Z0-9]+)-(?P<number>\d+))_p(?P<plate>\d+)_s(?P<site>\d+)\.tfrecord")
+_TEXTS = ("image", "well", "well_type", "experiment", "cell_type")
+
+
+def read_published(
+    folder,
+    split,
+    *,
+    batch_size,
+    image_shape=(512, 512, 6),
+    count=None,
+    training=False,
+    seed=0,
+    first_epoch=0,
+    augment=preprocess.augment,
+    normalize=preprocess.standardize,
+    dtype="float32",
+    metadata=False,
+):
+    """Reads `random-42/{train,test}/*.tfrecord` or `by_exp_plate_site-42/*_p*_s*.tfrecord` as batches.
+
+    Compressed files have no place at which a record could be looked up. So they are streamed: the order in training is
+    that of the files, shuffled, interleaved and shuffled again in a buffer, still a function of seed and epoch; there
+    is no choice of batches, no cache and no part for a worker (build records from the release for these); and a damaged
+    file stops the reading without its name, which `gzip -t FILE` finds.
+
+    Args:
+        folder: one of the two layouts, or the folder that holds one of them.
+        split: `train` or `test` of `random-42`; of the other layout, whose files are of one experiment and site,
+            `train`, `id_test`, `val` or `test` as RxRx1-WILDS has them.
+        batch_size: sites in a batch.
+        image_shape: (height, width, channels) of the records. Default: RxRx1's.
+        count: number of records, if it is known; the length of the dataset is known then.
+        training: shuffle, augment, leave out the last batch where it is not full.
+        seed, first_epoch, augment, dtype: as for `read_records`.
+        normalize: function of the images.
+        metadata: as for `read_records`; `site_id` and `well_id` are put together from the other keys.
+
+    Returns:
+        tf.data.Dataset as of `read_records`. A label is the record's `sirna`, 0 to 1107.
+
+    Raises:
+        ValueError: if there are no such files. While iterating, `tf.errors.InvalidArgumentError` for a record without
+            a label, which `metadata` allows; `tf.errors.DataLossError` for a damaged file.
+    """
+    leave_gpu_to_backend()
+    paths = [str(path) for path in published_files(folder, split)]
+    passes = Passes(first_epoch)
+
+    def load(epoch, step, records):
+        features = {key: tf.io.FixedLenFeature([], tf.string) for key in _TEXTS}
+        features |= {key: tf.io.FixedLenFeature([], tf.int64) for key in ("plate", "site")}
+        parsed = tf.io.parse_example(records, features | {"sirna": tf.io.FixedLenFeature([], tf.int64, -1)})
+        pixels = tf.io.decode_raw(parsed.pop("image"), tf.uint8)
+        images = tf.ensure_shape(tf.reshape(pixels, (-1, *image_shape)), (records.shape[0], *image_shape))
+        labels = tf.cast(parsed.pop("sirna"), tf.int32)
+        seeds = tf.random.experimental.stateless_fold_in(tf.stack([seed, epoch]), step)
+        views = make_views(images, None, seeds, augment if training else None, lambda x, _: normalize(x), dtype)
+        if metadata:
+            return views, labels, _with_ids(parsed)
+        message = "A record has no siRNA. Sites without a label can be predicted, not trained on: pass metadata=True."
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(labels >= 0), [message])]):
+            return views, tf.identity(labels)
+
+    def read_epoch(epoch):
+        if training:
+            records = _shuffled(paths, image_shape, seed, epoch)
+        else:
+            records = tf.data.TFRecordDataset(paths, "GZIP")
+        batches = records.batch(batch_size, training or (count is not None and count % batch_size == 0))
+        batches = batches.enumerate().map(lambda step, records: (epoch, step, records))
+        data = batches.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        return data.concatenate(_nothing(data.element_spec, lambda: passes.finish(epoch)))
+
+    data = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch)
+    if count is not None:
+        steps = count // batch_size if training else -(-count // batch_size)
+        data = data.apply(tf.data.experimental.assert_cardinality(steps))
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_optimization.inject_prefetch = False
+    return data.with_options(options)
+
+
+def published_files(folder, split):
+    """Lists the files of a split, sorted. Arguments and errors as of `read_published`."""
+    folder = Path(folder)
+    for name in ("random-42", "by_exp_plate_site-42"):
+        if (folder / name).is_dir():
+            folder = folder / name
+            break
+    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("*.tfrecord"))]
+    if any(match for _, match in named):
+        files = [path for path, match in named if match and _split_of(match) == split]
+    else:
+        files = sorted((folder / split).glob("*.tfrecord"))
+    if not files:
+        raise ValueError(
+            f"{str(folder)!r} holds no published records of the split {split!r}. Expected {split}/NNN.tfrecord (split "
+            "train or test), or files such as HUVEC-01_p1_s1.tfrecord (split train, id_test, val or test)."
+        )
+    return files
+
+
+def _split_of(match):
+    if int(match["number"]) <= _LAST_TRAINING.get(match["cell_type"], 0):
+        return "train" if match["site"] == "1" else "id_test"
+    return "val" if match["experiment"] in VAL_EXPERIMENTS else "test"
+
+
+def _shuffled(paths, image_shape, seed, epoch):
+    seeds = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    draws = tf.random.stateless_uniform((len(paths) + 1,), seeds, None, None, tf.int64, alg="philox")
+    files = tf.data.Dataset.from_tensor_slices(tf.gather(paths, tf.argsort(draws[1:], stable=True)))
+    records = files.interleave(
+        lambda path: tf.data.TFRecordDataset(path, "GZIP"),
+        min(_CYCLE, len(paths)),
+        block_length=1,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    buffer = int(np.clip(_SHUFFLE_BYTES // np.prod(image_shape), 1, _MOST_SHUFFLED))
+    # Otherwise the global seed, which has nothing to do with it, would change the order. This is the traced function's.
+    tf.compat.v1.set_random_seed(1)
+    return records.shuffle(buffer, seed=draws[0], reshuffle_each_iteration=False)
+
+
+def _nothing(spec, at_end):
+    """An empty dataset that does something when it is asked for an element."""
+
+    def note(_):
+        with tf.control_dependencies([at_end()]):
+            return tf.constant(False)
+
+    def element(_):
+        return tf.nest.map_structure(lambda part: tf.zeros([size or 0 for size in part.shape], part.dtype), spec)
+
+    return tf.data.Dataset.range(1).filter(note).map(element)
+
+
+def _with_ids(parsed):
+    plate, site = (tf.strings.as_string(parsed[key]) for key in ("plate", "site"))
+    parsed["well_id"] = tf.strings.join([parsed["experiment"], plate, parsed["well"]], separator="_")
+    parsed["site_id"] = tf.strings.join([parsed["well_id"], site], separator="_")
+    return parsed
