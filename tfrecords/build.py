@@ -9,7 +9,7 @@ import pandas as pd
 
 from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
 from tfrecords.folder import claim, finish, is_finished, tidy
-from tfrecords.intensity import list_ranges, measure_ranges
+from tfrecords.intensity import choose_plates, fix_ranges, list_ranges, measure_plate, parse_intensity
 from tfrecords.labels import LABELS
 from tfrecords.manifest import EXCLUDED, INDEX, SCHEMA, hash_bytes, package_versions, read_manifest
 from tfrecords.own_screen import add_screen, take_screen
@@ -98,7 +98,7 @@ def build_records(
         return read_manifest(dest)
     with claim(dest, options):
         pixels = len(sites) * size[0] * size[1] * len(options["channels"])
-        ranges = find_ranges(source, prepared)
+        ranges = find_ranges(source, prepared, workers)
         tasks = list_tasks(source, dest, prepared, ranges)
         results = run_tasks(write_shard, tasks, workers=workers, total=len(sites), size=pixels, name="records")
         written = {result.name: result for result in results}
@@ -144,7 +144,7 @@ def list_tasks(source, dest, prepared, ranges=None):
     Args:
         source, dest: as for `build_records`.
         prepared: `prepare.Prepared`.
-        ranges: of `intensity.measure_ranges`, or of a manifest by `intensity.ranges_of`; None for files as they are.
+        ranges: of `find_ranges`, or of a manifest by `intensity.ranges_of`; None for files as they are.
     """
     options = prepared.options
     sites = prepared.sites[[*COLUMNS, "path"]].astype({"sirna_id": object}).set_index("site_id", drop=False)
@@ -167,12 +167,19 @@ def list_tasks(source, dest, prepared, ranges=None):
         yield task, len(rows)
 
 
-def find_ranges(source, prepared):
-    """The grey levels that a build scales to 8 bits, see `intensity.measure_ranges`; None if there is none to scale."""
-    options = prepared.options
-    if options["intensity"] is None:
+def find_ranges(source, prepared, workers=None):
+    """The grey levels that a build scales to 8 bits, for each plate: see `intensity.measure_plate`. None if none is."""
+    options, sites = prepared.options, prepared.sites
+    channels, intensity = options["channels"], options["intensity"]
+    if intensity is None:
         return None
-    return measure_ranges(source, prepared.sites, options["channels"], prepared.size, options["intensity"])
+    if parse_intensity(intensity)[0] == "fixed":
+        return fix_ranges(sites, channels, intensity)
+    plates = choose_plates(os.path.abspath(source), sites, channels, prepared.size, intensity)
+    count = sum(len(plate.paths) for plate in plates)
+    pixels = 2 * count * prepared.size[0] * prepared.size[1] * len(channels)
+    tasks = ((plate, len(plate.paths)) for plate in plates)
+    return dict(run_tasks(measure_plate, tasks, workers=workers, total=count, size=pixels, name="intensity"))
 
 
 def _names(sites):

@@ -3,9 +3,9 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tfrecords.images import channel_files, load_channel
 
@@ -37,35 +37,60 @@ def parse_intensity(text):
     )
 
 
-def measure_ranges(source, sites, channels, size, intensity):
-    """Finds the grey levels that become 0 and 255, for each plate and channel.
+class Plate(NamedTuple):
+    """One plate to measure: `paths` of the sites to look at; `size`, (height, width) of the files."""
 
-    The sites looked at are those of the lowest hash, so that the same plate gives the same levels.
+    experiment: str
+    plate: int
+    source: str
+    paths: list
+    channels: tuple
+    size: tuple
+    low: float
+    high: float
+
+
+def choose_plates(source, sites, channels, size, intensity):
+    """Lists the plates to measure. The sites looked at are those of the lowest hash: no row order, no draw.
 
     Args:
         source: folder of the images.
         sites: table of the sites to build, with `experiment`, `plate`, `site_id` and `path`.
         channels: numbers of the channels.
         size: `(height, width)` of the files in pixels.
-        intensity: see `parse_intensity`.
+        intensity: see `parse_intensity`; of percentiles.
 
     Returns:
-        dict of (experiment, plate) -> list of (low, high) in the order of `channels`, floats, low below high.
+        List of `Plate`.
     """
-    kind, low, high = parse_intensity(intensity)
-    ranges = {}
-    plates = sites.groupby(["experiment", "plate"], sort=True)
-    for plate, rows in tqdm(plates, unit="plate", desc="intensity", disable=kind == "fixed"):
-        if kind == "fixed":
-            ranges[plate] = [(low, high)] * len(channels)
-            continue
-        rows = sorted(zip(rows["site_id"], rows["path"], strict=True), key=lambda row: _draw(row[0]))[:_MOST_SITES]
-        counts = np.zeros((len(channels), 65536), np.int64)
-        for _, path in rows:
-            for count, (file, plane) in zip(counts, channel_files(path, channels), strict=True):
-                count += np.bincount(load_channel(Path(source) / file, size, plane).ravel(), minlength=65536)
-        ranges[plate] = [_percentiles(count, low, high) for count in counts]
-    return ranges
+    _, low, high = parse_intensity(intensity)
+    plates = []
+    for (experiment, plate), rows in sites.groupby(["experiment", "plate"], sort=True):
+        paths = dict(zip(rows["site_id"], rows["path"], strict=True))
+        chosen = [paths[site_id] for site_id in sorted(paths, key=_draw)[:_MOST_SITES]]
+        plates.append(Plate(experiment, int(plate), str(source), chosen, tuple(channels), tuple(size), low, high))
+    return plates
+
+
+def measure_plate(plate):
+    """Finds the grey levels of a `Plate` that become 0 and 255.
+
+    Returns:
+        ((experiment, plate), [(low, high) for each channel]); floats, low below high.
+    """
+    counts = np.zeros((len(plate.channels), 65536), np.int64)
+    for path in plate.paths:
+        for count, (file, plane) in zip(counts, channel_files(path, plate.channels), strict=True):
+            pixels = load_channel(Path(plate.source) / file, plate.size, plane)
+            count += np.bincount(pixels.ravel(), minlength=65536)
+    return (plate.experiment, plate.plate), [_percentiles(count, plate.low, plate.high) for count in counts]
+
+
+def fix_ranges(sites, channels, intensity):
+    """The ranges of a `fixed` intensity, in the form of `measure_plate`'s: dict of (experiment, plate) -> pairs."""
+    _, low, high = parse_intensity(intensity)
+    plates = sites[["experiment", "plate"]].drop_duplicates().itertuples(index=False)
+    return {(experiment, int(plate)): [(low, high)] * len(channels) for experiment, plate in plates}
 
 
 def list_ranges(ranges, channels):
@@ -78,7 +103,7 @@ def list_ranges(ranges, channels):
 
 
 def ranges_of(manifest):
-    """The ranges of a manifest, as `measure_ranges` gave them; None if the files were taken as they are."""
+    """The ranges of a manifest, as the build had them; None if the files were taken as they are."""
     ranges = {}
     for row in manifest.get("intensity", ()):
         ranges.setdefault((row["experiment"], row["plate"]), []).append((row["low"], row["high"]))

@@ -38,8 +38,10 @@ def read_manifest(dest):
     Returns:
         dict: `schema`; `source` and `options` of the build; `image_shape` (height, width, channels); `planes` (see
         `write.encode_site`; None for raw pixels); `classes` (see `labels.class_map`); `experiments` of each split,
-        sorted (an experiment's number is its place in `experiments["train"]`); `cell_types`; `shards` (name, split,
-        experiment, kind, count, labelled, bytes, sha256); `index` and `excluded` (file, sha256, count); `versions`.
+        sorted (an experiment's number is its place in `experiments["train"]`); `cell_types`; `repeated_layouts` (see
+        `leaks.find_repeats`); `intensity` (experiment, plate, channel, low, high, where grey levels were scaled);
+        `names` of plates and sites that are no numbers, and their numbers; `shards` (name, split, experiment, kind,
+        count, labelled, bytes, sha256); `index` and `excluded` (file, sha256, count); `versions`.
 
     Raises:
         ValueError: if the folder is missing, is not whole, or was written by a newer release.

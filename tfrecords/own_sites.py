@@ -6,7 +6,7 @@ import pandas as pd
 
 from tfrecords.images import CHANNEL
 from tfrecords.own_paths import fields_of, fill_template
-from tfrecords.own_screen import COLUMN_NAMES, KINDS
+from tfrecords.own_screen import KINDS
 from tfrecords.splits import SPLITS, natural
 from tfrecords.table import FILE, ROW, check_cells, read_table
 
@@ -38,7 +38,8 @@ def read_own_sites(source, screen, split_column=None):
     images = screen["images"]
     templates = [images[name] for name in screen["channels"]] if isinstance(images, dict) else [images]
     own = () if split_column is None else (split_column,)
-    of_table = [name for template in templates for name in fields_of(template) if name not in COLUMN_NAMES]
+    ours = {*columns, *({"site"} if "sites" in screen else ())}
+    of_table = [name for template in templates for name in fields_of(template) if name not in ours]
     raw = read_table(Path(source) / screen["table"], [*dict.fromkeys([*columns.values(), *of_table, *own])])
     if "sites" in screen:
         count = len(raw)
@@ -65,7 +66,7 @@ def read_own_sites(source, screen, split_column=None):
     _check_once(sites, "site_id", "site", "Say which column tells sites apart, or remove the repeated row.")
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
-    known = {name: (raw[name], name) for name in of_table} | texts
+    known = texts | {name: (raw[name], name) for name in of_table}
     sites["path"] = _paths(templates, screen, known, raw)
     _check_once(sites, "path", "file", "Name in the template what tells sites apart, or correct the table.")
     if own:

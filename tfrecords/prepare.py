@@ -105,6 +105,12 @@ def prepare_build(
             f"The splits {splits!r}{' without repeated layouts' if exclude_leaks else ''} leave out every site "
             "that has files. Take another scheme."
         )
+    if exclude_leaks and "train" in set(sites["split"]) and "train" not in set(complete["split"]):
+        raise ValueError(
+            "Every training plate repeats the layout of a plate in another split, as replicates do: without repeated "
+            "layouts nothing is left to train on. Build without exclude_leaks, and read the warning above when you "
+            "judge the scores."
+        )
     excluded = sites.loc[reasons != "", ["site_id", "split"]].assign(reason=reasons[reasons != ""])
     name, plane = channel_files(min(complete["path"]), channels)[0]
     first = load_channel(source / name, plane=plane)

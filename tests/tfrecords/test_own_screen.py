@@ -14,6 +14,7 @@ from tfrecords.listing import list_sites
 from tfrecords.manifest import class_names, read_manifest
 from tfrecords.own_screen import read_screen
 from tfrecords.read import read_records
+from tfrecords.repair import repair_records
 from tfrecords.verify import verify_records
 
 WELLS = {"A1": "DMSO", "A02": "aspirin", "B-7": "β-estradiol", "Z99": ""}
@@ -202,6 +203,41 @@ def test_missing_files_are_reported_by_channel_and_a_rebuild_continues(own, tmp_
     assert build_records(own, tmp_path / "records", screen=json.loads(json.dumps(SCREEN))) == manifest
     with pytest.raises(ValueError, match="other options: .*screen"):
         build_records(own, tmp_path / "records", screen=SCREEN | {"cell_type": "U2OS"})
+
+
+def test_a_damaged_shard_is_repaired_with_the_grey_levels_of_the_build(own, tmp_path):
+    dest = tmp_path / "records"
+    manifest = build_records(own, dest, screen=SCREEN)
+    whole = {shard["name"]: (dest / shard["name"]).read_bytes() for shard in manifest["shards"]}
+    name = next(iter(whole))
+    (dest / name).write_bytes(whole[name][:-9])
+    assert repair_records(dest) == ([name], [])
+    assert (dest / name).read_bytes() == whole[name] and verify_records(dest) == []
+
+
+def test_processes_measure_and_write_the_same(own, tmp_path):
+    build_records(own, tmp_path / "one", screen=SCREEN)
+    build_records(own, tmp_path / "two", screen=SCREEN, workers=2)
+    one, two = (read_manifest(tmp_path / name) for name in ("one", "two"))
+    assert one["intensity"] == two["intensity"] and one["shards"] == two["shards"]
+
+
+def test_replicates_are_named_and_cannot_all_be_excluded(own, tmp_path, capsys):
+    wells = [
+        (batch, plate, f"A{i}", 1, f"c{i}") for batch, plate in (("day 1", "BR001"), ("2024/03", "Ü")) for i in range(6)
+    ]
+    table = pd.DataFrame(wells, columns=own_table().columns)
+    for row in table.itertuples():
+        (own / row.Plate).mkdir(exist_ok=True)
+        for channel in SCREEN["channels"]:
+            Image.new("L", (8, 8)).save(own / row.Plate / f"{row.Well}_f01_ch{channel}.tif")
+    table.to_csv(own / "wells.csv", index=False)
+    screen = {**SCREEN, "splits": {"train": ["day 1"], "test": ["2024/03"]}}
+    del screen["controls"]
+    build_records(own, tmp_path / "records", screen=screen)
+    assert "day 1 (train) = 2024/03 (test), plates 1 = 2: by 6 or more of 6 treatments" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Every training plate repeats .* as replicates do"):
+        build_records(own, tmp_path / "none", screen=screen, exclude_leaks=True)
 
 
 def test_png_files_of_ones_own_can_be_passed_through_and_deep_ones_are_scaled(own, tmp_path):

@@ -40,6 +40,13 @@ def test_paths_come_from_the_table_and_not_from_our_numbers(read):
     ]
 
 
+def test_a_name_that_is_not_ours_by_the_description_is_the_tables(read):
+    columns = {"experiment": "E", "well": "W", "site": "S"}
+    assert read([("a", "P", "A1", "2", "x")], columns=columns, images="{P}/{W}{S}")["path"].tolist() == ["P/A12"]
+    with pytest.raises(ValueError, match="wells.csv lacks the column 'plate'"):
+        read([("a", "P", "A1", "2", "x")], columns=columns, images="{plate}/{W}{S}")
+
+
 def test_a_template_may_pad_numbers(read):
     assert read([("a", "1", "A", "2", "x")], images="{plate:03}/{E}_{W}_{site:02}.tif")["path"][0] == "001/a_A_02.tif"
     with pytest.raises(
