@@ -15,6 +15,7 @@ records first, and give every process the same --records and --output.
 
 import argparse
 import json
+import math
 import os
 import shlex
 import statistics
@@ -32,7 +33,7 @@ from tuning_report import show_trials, trials_table
 
 from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project
 from keras_abra.tuning.hyper_model import SPACES
-from tfrecords import class_names, read_manifest, read_records
+from tfrecords import class_names, list_sites, read_manifest, read_records
 
 TUNERS = {
     "random": keras_tuner.RandomSearch,
@@ -44,10 +45,15 @@ TUNERS = {
 EMBEDDED_SPACES = {"margin": (0.0, 0.5), "scale": [8.0, 12.0, 16.0, 24.0], "radius": (0.05, 0.5)}
 PATIENCE = 0.35  # of the epochs without a better accuracy: a trial ends
 FAILURES = 5  # one after another: the search ends
+MOST_CACHED = 4 * 2**30
 
 
 class ScreenHyperModel(ABRAHyperModel):
-    """The model and the data of recipes/rxrx1.py: a trial is one of its runs."""
+    """The model and the data of recipes/rxrx1.py: a trial is one of its runs.
+
+    Sites are read once and stay in memory for all trials, if all of them take no more than `MOST_CACHED` bytes; the
+    operating system keeps what it can of larger records.
+    """
 
     def __init__(self, records, settings, validation, **kwargs):
         self.records, self.settings_of_job, self.validation = records, settings, validation
@@ -55,12 +61,14 @@ class ScreenHyperModel(ABRAHyperModel):
         self.kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
         self.shape, self.names = tuple(manifest["image_shape"]), class_names(records, self.kinds)
         stages = settings["stages"]
+        images = sum(len(list_sites(records, split, self.kinds)) for split in ("train", validation))
+        self.cache = "memory" if images * math.prod(self.shape) <= MOST_CACHED else None
+        self.held = [self.read("train"), self.read(validation)]  # what is in memory lasts as long as a reader has it
         super().__init__(None, len(self.names), [stages[:1], stages, []] if len(stages) > 1 else [stages, []], **kwargs)
 
     def read(self, split, **kwargs):
-        return read_records(
-            self.records, split, batch_size=self.settings_of_job["batch_size"], kinds=self.kinds, **kwargs
-        )
+        size = self.settings_of_job["batch_size"]
+        return read_records(self.records, split, batch_size=size, kinds=self.kinds, cache=self.cache, **kwargs)
 
     def job(self, values):
         """All settings of the job that this trial is."""

@@ -1,6 +1,7 @@
 """Keeps decoded pixels: in memory, or in a file of fixed-size records."""
 
 import hashlib
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from tfrecords.frames import FOOTER, HEADER, frame
 from tfrecords.manifest import MANIFEST
 from tfrecords.record_images import read_each, record_at
 from tfrecords.whole import open_whole
+
+_held = weakref.WeakValueDictionary()  # name -> handle of the table, which lives as long as a pipeline has it
 
 
 def cached_images(images_of, dest, sites, manifest, cache):
@@ -24,19 +27,21 @@ def cached_images(images_of, dest, sites, manifest, cache):
         dest: folder of records.
         sites: rows of `list_sites`.
         manifest: see `read_manifest`.
-        cache: `"memory"`, which takes the bytes of all images and lasts as long as the function; or a folder, which
-            gets one file. Its name is a checksum of manifest and sites, so that it is never taken for another's; it
-            stands there whole or not at all; and each image in it has a checksum.
+        cache: `"memory"`, which takes the bytes of all images; pipelines of one process that read the same sites share
+            it, and it lasts as long as one of them. Or a folder, which gets one file. Its name is a checksum of
+            manifest and sites, so that it is never taken for another's; it stands there whole or not at all; and each
+            image in it has a checksum.
 
     Returns:
         Function as `images_of`. It raises `tf.errors.InvalidArgumentError` for a damaged image in the file.
     """
     shape = tuple(manifest["image_shape"])
-    if cache == "memory":
-        return _in_memory(images_of, len(sites), shape)
     name = hashlib.sha256((Path(dest) / MANIFEST).read_bytes())
     name.update("\n".join(sites["site_id"]).encode())
-    path = Path(cache) / f"{name.hexdigest()[:32]}.tfrecord"
+    name = name.hexdigest()[:32]
+    if cache == "memory":
+        return _in_memory(images_of, len(sites), shape, name)
+    path = Path(cache) / f"{name}.tfrecord"
     length = HEADER + int(np.prod(shape)) + FOOTER
     if not path.is_file() or path.stat().st_size != length * len(sites):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,15 +62,19 @@ def _all(images_of, count, shape):
             progress.update(len(rows))
 
 
-def _in_memory(images_of, count, shape):
-    # Filled piece by piece; one large tensor would be there twice while it is made.
-    with tf.device("CPU:0"):
-        table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.string, "", experimental_is_anonymous=True)
-        for rows, images in _all(images_of, count, shape):
-            table.insert(rows, [image.tobytes() for image in images])
+def _in_memory(images_of, count, shape, name):
+    handle = _held.get(name)
+    if handle is None:
+        # Filled piece by piece; one large tensor would be there twice while it is made.
+        with tf.device("CPU:0"):
+            table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.string, "", experimental_is_anonymous=True)
+            for rows, images in _all(images_of, count, shape):
+                table.insert(rows, [image.tobytes() for image in images])
+        handle = _held[name] = table.resource_handle
 
     def images_from_table(rows):
-        pixels = tf.io.decode_raw(table.lookup(rows), tf.uint8, fixed_length=None)
+        found = tf.raw_ops.LookupTableFindV2(table_handle=handle, keys=rows, default_value="")
+        pixels = tf.io.decode_raw(found, tf.uint8, fixed_length=None)
         return tf.ensure_shape(tf.reshape(pixels, (-1, *shape)), (rows.shape[0], *shape))
 
     return images_from_table

@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,6 +24,27 @@ def test_cached_pixels_are_the_same_and_the_records_are_read_no_more(records, tm
         for (images, _), before in zip(cached, epoch, strict=True):
             np.testing.assert_array_equal(images, before)
     assert cached.element_spec[0].shape == (3, 8, 8, 6)
+
+
+def test_pipelines_share_the_memory_for_as_long_as_one_of_them_exists(records, monkeypatch):
+    from tfrecords import cache
+
+    reads = []
+    monkeypatch.setattr(cache, "_all", lambda *args, whole=cache._all: reads.append(1) or whole(*args))
+    options = dict(batch_size=2, cache="memory")
+    first = read_records(records, "train", **options)
+    second = read_records(records, "train", training=True, seed=5, **options)
+    assert len(reads) == 1
+    read_records(records, "val", **options)
+    assert len(reads) == 2
+    del first
+    gc.collect()
+    assert len(list(second)) == 2 and len(cache._held) == 1
+    del second
+    gc.collect()
+    assert not cache._held
+    read_records(records, "train", **options)
+    assert len(reads) == 3
 
 
 def test_a_cache_is_found_again_and_not_taken_for_another(records_tree, records, tmp_path):
