@@ -1,5 +1,6 @@
-"""Measure what ABRA's training step costs here, beside plain training of the same network.
+"""Measure what ABRA's training step costs here, beside plain training of the same network, and (`input`) reading.
 
+    python recipes/benchmark.py input                       # see benchmark_input.py
     python recipes/benchmark.py step                        # ResNet-50, 64 px, batch 16, on the current backend
     KERAS_BACKEND=jax python recipes/benchmark.py step --image-size 256 --batch-size 64
 
@@ -19,6 +20,7 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import benchmark_input
 import keras
 import numpy as np
 from backbones import tiny_resnet
@@ -90,6 +92,8 @@ class Bench:
 
 def main(argv=None):
     args = parse(argv)
+    if args.what == "input":
+        return benchmark_input.main(args)
     bench = Bench(args)
     backend = keras.backend.backend()
     padding_taps = backend != "jax"
@@ -145,8 +149,10 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("step",))
+    whole = parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whats = parser.add_subparsers(dest="what", required=True)
+    benchmark_input.add_arguments(whats.add_parser("input", help="reading and building records"))
+    parser = whats.add_parser("step", help="the training step")
     parser.add_argument("--backbone", default="ResNet50", help="a model of keras.applications, or tiny_resnet")
     parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="places, one row each")
     parser.add_argument("--image-size", type=int, default=64, help="pixels")
@@ -155,8 +161,8 @@ def parse(argv):
     parser.add_argument("--blocks", type=int, default=11, help="paired blocks that medians are taken over")
     parser.add_argument("--steps", type=int, default=2, help="training steps a block")
     parser.add_argument("--memory-batch-size", type=int, default=64, help="0: memory is not measured")
-    args = parser.parse_args(argv)
-    if args.backbone not in CUTS and not args.perturb_after:
+    args = whole.parse_args(argv)
+    if args.what == "step" and args.backbone not in CUTS and not args.perturb_after:
         parser.error(f"--perturb-after is needed for {args.backbone}")
     return args
 
