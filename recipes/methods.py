@@ -34,7 +34,7 @@ def check_backbone(name, method, perturb_after):
 
 
 def build_model(method, settings, shape, names):
-    backbone = make_backbone(settings["backbone"], shape)
+    backbone = make_backbone(settings["backbone"], shape, settings.get("weights"))
     stages = settings["stages"] or {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
     if method == "erm":
         x = keras.layers.GlobalAveragePooling2D()(backbone.output)
@@ -61,10 +61,10 @@ def make_alignment(kind, weight):
     return DistributionAlignment(weight=0.0) if kind == "none" else DistributionAlignment(kind, weight=weight)
 
 
-def make_backbone(name, shape):
+def make_backbone(name, shape, weights=None):
     if name == "tiny_resnet":
         return tiny_resnet(shape)
-    return getattr(keras.applications, name)(include_top=False, weights=None, input_shape=shape)
+    return getattr(keras.applications, name)(include_top=False, weights=weights, input_shape=shape)
 
 
 def with_dsu(backbone, stages):
@@ -80,10 +80,14 @@ def erm_loss(method):
     return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)} if method == "erm" else {}
 
 
-def make_optimizer(settings, steps):
+def make_schedule(settings, steps):
+    """Linear warm-up, then a cosine down to 0 at the last of `epochs` times `steps` steps."""
     total, warmup = steps * settings["epochs"], settings["warmup_steps"]
     warmup = int(warmup * total) if isinstance(warmup, float) else min(warmup, total // 10)  # of a short run: a tenth
-    rate = keras.optimizers.schedules.CosineDecay(
+    return keras.optimizers.schedules.CosineDecay(
         0.0, max(total - warmup, 1), warmup_target=settings["learning_rate"], warmup_steps=warmup
     )
-    return keras.optimizers.AdamW(rate, weight_decay=settings["weight_decay"])
+
+
+def make_optimizer(settings, steps):
+    return keras.optimizers.AdamW(make_schedule(settings, steps), weight_decay=settings["weight_decay"])

@@ -22,22 +22,11 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "5")  # seconds: a log file is no place for a moving bar
 
 import keras
-import pandas as pd
-import tensorflow as tf
+from job import find_sites, fit, folder_or_url, is_built, make_output, make_strategy, predict, write_results
 from methods import build_model, check_backbone, erm_loss, make_optimizer
 from scores import predictions_table, print_scores, score
 
-from keras_abra import ABRAModel, NonFiniteLossError
-from keras_abra.non_finite_loss import StopOnNonFiniteLoss
-from tfrecords import (
-    build_records,
-    class_names,
-    list_sites,
-    read_manifest,
-    read_records,
-    site_ids_of_step,
-    write_screen,
-)
+from tfrecords import build_records, class_names, read_manifest, read_records, write_screen
 from tfrecords.screen_layout import layout
 
 # ABRA's own, the package's defaults.
@@ -92,7 +81,7 @@ def main(argv=None):
     if args.perturb_after:
         settings["stages"] = args.perturb_after
     check_backbone(settings["backbone"], args.method, settings["stages"])
-    output = make_output(args.output)
+    output = make_output(args.output, "rxrx1")
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
         keras.config.set_dtype_policy("mixed_float16")
@@ -119,12 +108,12 @@ def main(argv=None):
         model = build_model(args.method, settings, shape, names)
         model.compile(optimizer=make_optimizer(settings, steps), metrics=["accuracy"], **erm_loss(args.method))
     fit(model, train, records, labelled, options, settings, output, args.seed)
+    model.save(output / "model.keras")
 
     metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
     tables = []
     for split, sites in splits.items():
-        images = read_records(records, split, metadata=True, **options).map(lambda image, *_: image)
-        logits = model.predict(images, verbose=0)
+        logits = predict(model, records, split, options)
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
@@ -138,7 +127,9 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="RxRx1 release or Kaggle folder (default: the embedded screen)")
     parser.add_argument(
-        "--records", type=Path, help="folder of TFRecords to keep or reuse (default: in the output folder)"
+        "--records",
+        type=folder_or_url,
+        help="folder of TFRecords to keep or reuse, or URL of one (default: in the output folder)",
     )
     parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1-0001 and so on, here)")
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
@@ -181,29 +172,9 @@ def read_hparams(file, settings):
     return found
 
 
-def make_output(folder):
-    if folder is not None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(
-                f"--output {folder} is in use: expected a new or empty folder. Choose another, or remove it."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    runs = Path("runs")
-    runs.mkdir(exist_ok=True)
-    number = 1
-    while True:
-        try:
-            (runs / f"rxrx1-{number:04d}").mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return runs / f"rxrx1-{number:04d}"
-
-
 def is_embedded(args):
     """Whether the job is the embedded screen: no data given, and no records of another screen."""
-    if args.data is not None or args.records is None or not (args.records / "manifest.json").is_file():
+    if args.data is not None or args.records is None or not is_built(args.records):
         return args.data is None
     return read_manifest(args.records)["experiments"] == embedded_experiments()
 
@@ -216,7 +187,7 @@ def embedded_experiments():
 
 def prepare_records(args, settings, output):
     records = args.records or output / "records"
-    if args.data is None and (records / "manifest.json").is_file():
+    if args.data is None and is_built(records):
         manifest = read_manifest(records)
         built = {"label": manifest["options"]["label"], "image_size": manifest["image_shape"][0]}
         for name, asked in (("label", args.label), ("image_size", args.image_size)):
@@ -232,56 +203,6 @@ def prepare_records(args, settings, output):
         write_screen(source)
     build_records(source, records, image_size=settings["image_size"], label=args.label or "sirna_id")
     return records
-
-
-def find_sites(records, split, kinds):
-    try:
-        return list_sites(records, split, kinds)
-    except ValueError as error:
-        print(f"Not predicted: {error}")
-        return None
-
-
-def make_strategy():
-    if keras.backend.backend() == "tensorflow" and len(tf.config.list_physical_devices("GPU")) > 1:
-        strategy = tf.distribute.MirroredStrategy()
-        print(f"MirroredStrategy on {strategy.num_replicas_in_sync} GPUs")
-        return strategy
-    return tf.distribute.get_strategy()
-
-
-def fit(model, train, records, splits, options, settings, output, seed):
-    """Trains, and leaves the model with the weights of the epoch that was best on the validation experiments."""
-    callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
-    validation = None
-    if "val" in splits:
-        validation = read_records(records, "val", **options)
-        weights = output / "best.weights.h5"
-        callbacks.append(
-            keras.callbacks.ModelCheckpoint(weights, "val_accuracy", save_best_only=True, save_weights_only=True)
-        )
-        if settings["patience"]:
-            callbacks.append(keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max"))
-    verbose, epochs = 1 if sys.stdout.isatty() else 2, settings["epochs"]
-    if not isinstance(model, ABRAModel):
-        callbacks.append(StopOnNonFiniteLoss())
-    try:
-        model.fit(train, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False)
-    except NonFiniteLossError as error:
-        where = {"batch_size": options["batch_size"], "kinds": options["kinds"], "seed": seed}
-        sites = site_ids_of_step(records, "train", epoch=error.epoch, step=error.step, **where)
-        raise SystemExit(f"{error}\nSites of that step: {', '.join(sites)}") from error
-    if validation is not None:
-        model.load_weights(weights)
-        weights.unlink()
-    model.save(output / "model.keras")
-
-
-def write_results(output, tables, metrics):
-    pd.concat(tables or [pd.DataFrame()]).to_csv(output / "predictions.csv", index=False)
-    temporary = output / "metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    temporary.replace(output / "metrics.json")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""RxRx1-WILDS's job on small screens, in this process."""
+
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import rxrx1_wilds
+import tensorflow as tf
+from coupled_adam import CoupledAdam
+from PIL import Image
+from wilds_scores import in_table_order, prediction_file, wilds_metrics
+
+from tfrecords import build_records, list_sites, read_manifest, write_screen
+from tfrecords.frames import read_frames
+
+SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
+OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", 8, "--epochs", 1)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory):
+    """RxRx1's layout, 32 pixels, rows shuffled: the order of the table is none that records have."""
+    folder = tmp_path_factory.mktemp("release") / "screen"
+    write_screen(folder, image_size=32, treatments=8, experiments=SMALL)
+    table = pd.read_csv(folder / "metadata.csv").sample(frac=1, random_state=0)
+    table.to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wilds(release, tmp_path_factory):
+    """The same sites in WILDS's own layout: an RGB file of the centre 24 pixels a site."""
+    folder = tmp_path_factory.mktemp("wilds")
+    for path in release.rglob("*_w1.png"):
+        files = [str(path).replace("_w1.png", f"_w{channel}.png") for channel in (1, 2, 3)]
+        pixels = np.stack([np.asarray(Image.open(file))[4:28, 4:28] for file in files], axis=-1)
+        target = folder / path.relative_to(release).with_name(path.name.replace("_w1", ""))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target)
+    columns = ["dataset", "site", "experiment", "plate", "well", "cell_type", "sirna_id"]
+    pd.read_csv(release / "metadata.csv")[columns].to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+def run(*arguments):
+    return rxrx1_wilds.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("method", ["erm", "abra"])
+def test_it_trains_and_writes_what_the_leaderboard_takes(method, wilds, tmp_path, monkeypatch):
+    monkeypatch.setitem(rxrx1_wilds.PUBLISHED, "stages", ["stem"])
+    metrics = run("--data", wilds, "--output", tmp_path / "out", "--seed", 3, "--method", method, *OPTIONS)
+    table = pd.read_csv(wilds / "metadata.csv")
+    parts = {
+        "val": table[table["dataset"] == "val"],
+        "test": table[table["dataset"] == "test"],
+        "id_test": table[(table["dataset"] == "train") & (table["site"] == 2)],
+    }
+    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for split, rows in parts.items():
+        lines = (tmp_path / "out" / f"rxrx1_split:{split}_seed:3_epoch:best_pred.csv").read_text().split("\n")
+        assert lines.pop() == "" and len(lines) == len(rows)
+        right = pd.Series([int(line) for line in lines], index=rows.index) == rows["sirna_id"]
+        assert metrics["wilds"][split]["acc_avg"] == pytest.approx(right.mean())
+        for cell_type, group in right.groupby(rows["cell_type"]):
+            assert metrics["wilds"][split][f"acc_cell_type:{cell_type}"] == pytest.approx(group.mean())
+            assert metrics["wilds"][split][f"count_cell_type:{cell_type}"] == len(group)
+        assert metrics["wilds"][split]["acc_wg"] == pytest.approx(right.groupby(rows["cell_type"]).mean().min())
+    assert set(table["sirna_id"]) == set(range(8 + 3))  # Controls are classes as well.
+    model = keras.models.load_model(tmp_path / "out" / "model.keras")
+    assert model.predict(np.zeros((1, 24, 24, 3), "float32"), verbose=0).shape == (1, 11)
+
+
+def test_rxrx1_gives_the_same_images_by_its_first_channels_and_its_centre(release, wilds, tmp_path, monkeypatch):
+    monkeypatch.setattr(rxrx1_wilds, "CROP", 24)
+    for name, data in (("derived", release), ("own", wilds)):
+        arguments = rxrx1_wilds.parse(["--data", str(data), "--records", str(tmp_path / name)])
+        assert rxrx1_wilds.prepare_records(arguments, tmp_path) == (tmp_path / name, data / "metadata.csv")
+    derived, own = (read_manifest(tmp_path / name) for name in ("derived", "own"))
+    assert derived["image_shape"] == own["image_shape"] == [24, 24, 3]
+    derived, own = (images(tmp_path / name) for name in ("derived", "own"))
+    assert derived == own and len(derived) == len(pd.read_csv(release / "metadata.csv"))
+
+
+def images(records):
+    """Bytes of the image of each site."""
+    found = {}
+    for path in records.rglob("*.tfrecord"):
+        for record, _ in read_frames(path):
+            feature = tf.train.Example.FromString(record).features.feature
+            found[feature["site_id"].bytes_list.value[0]] = feature["image"].bytes_list.value[0]
+    return found
+
+
+def test_published_settings_are_the_defaults_of_real_data():
+    published = {name: rxrx1_wilds.PUBLISHED[name] for name in ("backbone", "epochs", "batch_size", "learning_rate")}
+    assert published == {"backbone": "ResNet50", "epochs": 90, "batch_size": 72, "learning_rate": 1e-3}
+    assert rxrx1_wilds.PUBLISHED["weight_decay"] == 1e-5 and rxrx1_wilds.PUBLISHED["warmup_steps"] == 5415
+    assert rxrx1_wilds.CROP == 256 and rxrx1_wilds.CHANNELS == (1, 2, 3)
+
+
+def test_without_metadata_csv_there_is_no_order_and_no_file(release, tmp_path, capsys):
+    build_records(release, tmp_path / "records", channels=(1, 2, 3))
+    arguments = rxrx1_wilds.parse(["--records", str(tmp_path / "records")])
+    assert rxrx1_wilds.prepare_records(arguments, tmp_path)[1] == release / "metadata.csv"
+    sites = list_sites(tmp_path / "records", "val", ("treatment", "control"))
+    (tmp_path / "short.csv").write_text("experiment,plate,well,site\nHUVEC-02,1,B02,1\n")
+    with pytest.raises(ValueError, match=r"short.csv lacks \d+ sites of the records \(first: 'HUVEC-02_"):
+        in_table_order(sites, tmp_path / "short.csv")
+    assert prediction_file("test", 0) == "rxrx1_split:test_seed:0_epoch:best_pred.csv"
+
+
+def test_the_worst_group_is_the_worst_cell_type():
+    score = {
+        "accuracy": 0.4,
+        "cell_type": {"U2OS": {"accuracy": 0.1, "count": 3}, "RPE": {"accuracy": 0.5, "count": 9}},
+    }
+    assert wilds_metrics(score)["acc_wg"] == 0.1
+
+
+def test_weight_decay_is_coupled_as_torchs_adam_has_it():
+    layer = keras.layers.Dense(1, use_bias=False)
+    layer.build((None, 3))
+    w = np.array([[1.0], [-2.0], [0.5]])
+    layer.kernel.assign(w)
+    optimizer = CoupledAdam(0.1, l2=0.3, epsilon=1e-8)
+    optimizer.build([layer.kernel])
+    m, v = np.zeros((3, 1)), np.zeros((3, 1))
+    for step in range(1, 4):
+        gradient = np.full((3, 1), 0.2 * step)
+        optimizer.apply([keras.ops.convert_to_tensor(gradient, "float32")])
+        total = gradient + 0.3 * w
+        m, v = 0.9 * m + 0.1 * total, 0.999 * v + 0.001 * total**2
+        w = w - 0.1 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer.kernel), w, rtol=1e-4)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert again.l2 == 0.3
