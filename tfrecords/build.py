@@ -9,9 +9,10 @@ import pandas as pd
 
 from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
 from tfrecords.folder import claim, finish, is_finished, tidy
-from tfrecords.intensity import choose_plates, fix_ranges, list_ranges, measure_plate, parse_intensity
+from tfrecords.intensity import list_ranges
 from tfrecords.labels import LABELS
 from tfrecords.manifest import EXCLUDED, INDEX, SCHEMA, hash_bytes, package_versions, read_manifest
+from tfrecords.measure import find_ranges
 from tfrecords.own_screen import add_screen, take_screen
 from tfrecords.parallel import add_workers, run_tasks
 from tfrecords.prepare import ENCODINGS, prepare_build
@@ -98,7 +99,7 @@ def build_records(
         return read_manifest(dest)
     with claim(dest, options):
         pixels = len(sites) * size[0] * size[1] * len(options["channels"])
-        ranges = find_ranges(source, prepared, workers)
+        ranges = find_ranges(source, sites, options, size, workers)
         tasks = list_tasks(source, dest, prepared, ranges)
         results = run_tasks(write_shard, tasks, workers=workers, total=len(sites), size=pixels, name="records")
         written = {result.name: result for result in results}
@@ -144,7 +145,7 @@ def list_tasks(source, dest, prepared, ranges=None):
     Args:
         source, dest: as for `build_records`.
         prepared: `prepare.Prepared`.
-        ranges: of `find_ranges`, or of a manifest by `intensity.ranges_of`; None for files as they are.
+        ranges: of `measure.find_ranges`, or of a manifest by `intensity.ranges_of`; None for files as they are.
     """
     options = prepared.options
     sites = prepared.sites[[*COLUMNS, "path"]].astype({"sirna_id": object}).set_index("site_id", drop=False)
@@ -165,21 +166,6 @@ def list_tasks(source, dest, prepared, ranges=None):
             planes=prepared.planes,
         )
         yield task, len(rows)
-
-
-def find_ranges(source, prepared, workers=None):
-    """The grey levels that a build scales to 8 bits, for each plate: see `intensity.measure_plate`. None if none is."""
-    options, sites = prepared.options, prepared.sites
-    channels, intensity = options["channels"], options["intensity"]
-    if intensity is None:
-        return None
-    if parse_intensity(intensity)[0] == "fixed":
-        return fix_ranges(sites, channels, intensity)
-    plates = choose_plates(os.path.abspath(source), sites, channels, prepared.size, intensity)
-    count = sum(len(plate.paths) for plate in plates)
-    pixels = 2 * count * prepared.size[0] * prepared.size[1] * len(channels)
-    tasks = ((plate, len(plate.paths)) for plate in plates)
-    return dict(run_tasks(measure_plate, tasks, workers=workers, total=count, size=pixels, name="intensity"))
 
 
 def _names(sites):

@@ -63,6 +63,7 @@ def read_own_sites(source, screen, split_column=None):
     sites["dataset"] = _datasets(raw, screen, sites["experiment"])
     sites["well_id"] = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"]
     sites["site_id"] = sites["well_id"] + "_" + sites["site"].astype(str)
+    _check_wells(sites)
     _check_once(sites, "site_id", "site", "Say which column tells sites apart, or remove the repeated row.")
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
@@ -147,6 +148,19 @@ def _paths(templates, screen, columns, raw):
         return paths[0]
     # Names instead of numbers stand in the files' names.
     return paths[0].map(lambda path: tuple(path.replace(CHANNEL, name) for name in screen["channels"]))
+
+
+def _check_wells(sites):
+    wells = sites.drop_duplicates(["experiment", "plate", "well"])
+    twice = wells["well_id"].duplicated()
+    if twice.any():
+        second = wells[twice].iloc[0]
+        first = wells[wells["well_id"] == second["well_id"]].iloc[0]
+        raise ValueError(
+            f"{second['row']}: the well {second['well']!r} of {second['experiment']!r} and {first['row']}: "
+            f"{first['well']!r} of {first['experiment']!r} both get the name {second['well_id']!r}, "
+            "EXPERIMENT_PLATE_WELL. Replace the '_' in one of the names by another sign."
+        )
 
 
 def _check_once(sites, column, name, advice):

@@ -1,65 +1,19 @@
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
-from tfrecords.intensity import choose_plates, fix_ranges, list_ranges, measure_plate, parse_intensity, ranges_of
-
-
-@pytest.fixture
-def plate(tmp_path):
-    """Five sites of one plate, and their pixels."""
-    pixels = np.random.default_rng(0).integers(0, 5000, (5, 6, 7), dtype=np.uint16)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(tmp_path / f"{i}.tif")
-    sites = pd.DataFrame({"experiment": "a", "plate": 1, "site_id": [f"s{i}" for i in range(5)]})
-    return sites.assign(path=[(f"{i}.tif",) for i in range(5)]), pixels
+from tfrecords.intensity import list_ranges, parse_intensity, ranges_of
 
 
-def measure(source, sites, size, intensity):
-    return dict(map(measure_plate, choose_plates(source, sites, (1,), size, intensity)))
-
-
-@pytest.mark.parametrize("low, high", [(0, 100), (0.1, 99.9), (5, 50), (1, 2)])
-def test_percentiles_are_those_of_all_pixels_of_a_plate(plate, tmp_path, low, high):
-    sites, pixels = plate
-    ranges = measure(tmp_path, sites, (6, 7), f"percentile:{low},{high}")
-    ordered = np.sort(pixels.ravel())
-    first, last = ranges["a", 1][0]
-    assert first == ordered[min(int(np.floor(low / 100 * 210)), 209)]
-    assert last == ordered[int(np.ceil(high / 100 * 210)) - 1]
-
-
-def test_no_row_order_and_no_other_plate_matters(plate, tmp_path):
-    sites, _ = plate
-    alone = measure(tmp_path, sites, (6, 7), "percentile:1,99")
-    other = sites.head(1).assign(plate=2, site_id="t")
-    both = measure(tmp_path, pd.concat([other, sites[::-1]]), (6, 7), "percentile:1,99")
-    assert both["a", 1] == alone["a", 1] != both["a", 2]
-
-
-def test_no_more_than_32_sites_of_a_plate_are_looked_at(plate, tmp_path):
-    sites, _ = plate
-    many = pd.concat([sites.assign(site_id=sites["site_id"] + f"-{i}") for i in range(20)])
-    (first,) = choose_plates(tmp_path, many, (1,), (6, 7), "percentile:1,99")
-    (second,) = choose_plates(tmp_path, many[::-1], (1,), (6, 7), "percentile:1,99")
-    assert len(first.paths) == 32 and first == second
-
-
-def test_a_flat_plate_has_a_range(tmp_path):
-    Image.fromarray(np.full((4, 4), 700, np.uint16)).save(tmp_path / "a.tif")
-    sites = pd.DataFrame({"experiment": ["a"], "plate": 1, "site_id": "s", "path": [("a.tif",)]})
-    assert measure(tmp_path, sites, (4, 4), "percentile:1,99")["a", 1] == [(700, 701)]
-
-
-def test_a_fixed_range_reads_no_file_and_a_manifest_gives_it_back(plate):
-    sites, _ = plate
-    ranges = fix_ranges(sites, (1, 3), "fixed:100,4095")
-    assert ranges == {("a", 1): [(100, 4095), (100, 4095)]}
+def test_a_manifest_gives_the_ranges_back():
+    ranges = {("a", 1): [(100, 4095), (0, 255)], ("a", 2): [(1, 2), (3, 4)]}
     rows = list_ranges(ranges, (1, 3))
-    assert rows[1] == {"experiment": "a", "plate": 1, "channel": 3, "low": 100, "high": 4095}
+    assert rows[1] == {"experiment": "a", "plate": 1, "channel": 3, "low": 0, "high": 255}
     assert ranges_of({"intensity": rows}) == ranges
     assert list_ranges(None, (1,)) == [] and ranges_of({"intensity": []}) is None
+
+
+def test_percentiles_and_levels_are_taken_apart():
+    assert parse_intensity("percentile:0.1,99.9") == ("percentile", 0.1, 99.9)
+    assert parse_intensity("fixed:0,4095") == ("fixed", 0, 4095)
 
 
 @pytest.mark.parametrize(

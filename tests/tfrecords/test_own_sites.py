@@ -123,6 +123,12 @@ def test_a_site_or_a_file_listed_twice_names_both_rows(read):
         read(rows[:2], images="{plate}/{site}_{channel}.png")
 
 
+def test_two_wells_cannot_run_together_to_one_name(read):
+    message = "row 3: the well 'B' of 'a_1' and wells.csv, row 2: '1_B' of 'a' both get the name 'a_1_1_B'"
+    with pytest.raises(ValueError, match=message):
+        read([("a", 1, "1_B", 1, "x"), ("a_1", 1, "B", 2, "x")])
+
+
 def test_a_column_or_a_brace_that_does_not_fit_is_named(read):
     with pytest.raises(
         ValueError, match="wells.csv lacks the column 'Batch'. Expected E, P, W, S, L, Batch; found E, P"

@@ -1,0 +1,59 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tfrecords.measure import choose_plates, find_ranges, measure_plate
+
+
+@pytest.fixture
+def plate(tmp_path):
+    """Five sites of one plate, and their pixels."""
+    pixels = np.random.default_rng(0).integers(0, 5000, (5, 6, 7), dtype=np.uint16)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.tif")
+    sites = pd.DataFrame({"experiment": "a", "plate": 1, "site_id": [f"s{i}" for i in range(5)]})
+    return sites.assign(path=[(f"{i}.tif",) for i in range(5)]), pixels
+
+
+def measure(source, sites, size, intensity):
+    return dict(map(measure_plate, choose_plates(source, sites, (1,), size, intensity)))
+
+
+@pytest.mark.parametrize("low, high", [(0, 100), (0.1, 99.9), (5, 50), (1, 2)])
+def test_percentiles_are_those_of_all_pixels_of_a_plate(plate, tmp_path, low, high):
+    sites, pixels = plate
+    ranges = measure(tmp_path, sites, (6, 7), f"percentile:{low},{high}")
+    ordered = np.sort(pixels.ravel())
+    first, last = ranges["a", 1][0]
+    assert first == ordered[min(int(np.floor(low / 100 * 210)), 209)]
+    assert last == ordered[int(np.ceil(high / 100 * 210)) - 1]
+
+
+def test_no_row_order_and_no_other_plate_matters(plate, tmp_path):
+    sites, _ = plate
+    alone = measure(tmp_path, sites, (6, 7), "percentile:1,99")
+    other = sites.head(1).assign(plate=2, site_id="t")
+    both = measure(tmp_path, pd.concat([other, sites[::-1]]), (6, 7), "percentile:1,99")
+    assert both["a", 1] == alone["a", 1] != both["a", 2]
+
+
+def test_no_more_than_32_sites_of_a_plate_are_looked_at(plate, tmp_path):
+    sites, _ = plate
+    many = pd.concat([sites.assign(site_id=sites["site_id"] + f"-{i}") for i in range(20)])
+    (first,) = choose_plates(tmp_path, many, (1,), (6, 7), "percentile:1,99")
+    (second,) = choose_plates(tmp_path, many[::-1], (1,), (6, 7), "percentile:1,99")
+    assert len(first.paths) == 32 and first == second
+
+
+def test_a_flat_plate_has_a_range(tmp_path):
+    Image.fromarray(np.full((4, 4), 700, np.uint16)).save(tmp_path / "a.tif")
+    sites = pd.DataFrame({"experiment": ["a"], "plate": 1, "site_id": "s", "path": [("a.tif",)]})
+    assert measure(tmp_path, sites, (4, 4), "percentile:1,99")["a", 1] == [(700, 701)]
+
+
+def test_a_fixed_range_reads_no_file_and_none_is_none(plate):
+    sites, _ = plate
+    options = {"channels": [1, 3], "intensity": "fixed:100,4095"}
+    assert find_ranges("nowhere", sites, options, (6, 7)) == {("a", 1): [(100, 4095), (100, 4095)]}
+    assert find_ranges("nowhere", sites, options | {"intensity": None}, (6, 7)) is None

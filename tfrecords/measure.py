@@ -1,0 +1,108 @@
+"""Looks at the images of each plate for the grey levels that become 0 and 255."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tfrecords.images import channel_files, load_channel
+from tfrecords.intensity import parse_intensity
+from tfrecords.parallel import run_tasks
+
+_MOST_SITES = 32
+
+
+def find_ranges(source, sites, options, size, workers=None):
+    """Finds the grey levels that a build scales to 8 bits.
+
+    Args:
+        source: folder of the images.
+        sites: table of the sites to build.
+        options: of the build, with `channels` and `intensity`.
+        size: `(height, width)` of the files in pixels.
+        workers: as for `build_records`.
+
+    Returns:
+        dict of (experiment, plate) -> list of (low, high) in the order of the channels, floats, low below high; None
+        if the files are taken as they are.
+    """
+    channels, intensity = options["channels"], options["intensity"]
+    if intensity is None:
+        return None
+    if parse_intensity(intensity)[0] == "fixed":
+        return fix_ranges(sites, channels, intensity)
+    plates = choose_plates(os.path.abspath(source), sites, channels, size, intensity)
+    count = sum(len(plate.paths) for plate in plates)
+    pixels = 2 * count * size[0] * size[1] * len(channels)
+    tasks = ((plate, len(plate.paths)) for plate in plates)
+    return dict(run_tasks(measure_plate, tasks, workers=workers, total=count, size=pixels, name="intensity"))
+
+
+class Plate(NamedTuple):
+    """One plate to measure: `paths` of the sites to look at; `size`, (height, width) of the files."""
+
+    experiment: str
+    plate: int
+    source: str
+    paths: list
+    channels: tuple
+    size: tuple
+    low: float
+    high: float
+
+
+def choose_plates(source, sites, channels, size, intensity):
+    """Lists the plates to measure. The sites looked at are those of the lowest hash: no row order, no draw.
+
+    Args:
+        source: folder of the images.
+        sites: table of the sites to build, with `experiment`, `plate`, `site_id` and `path`.
+        channels: numbers of the channels.
+        size: `(height, width)` of the files in pixels.
+        intensity: see `parse_intensity`; of percentiles.
+
+    Returns:
+        List of `Plate`.
+    """
+    _, low, high = parse_intensity(intensity)
+    plates = []
+    for (experiment, plate), rows in sites.groupby(["experiment", "plate"], sort=True):
+        paths = dict(zip(rows["site_id"], rows["path"], strict=True))
+        chosen = [paths[site_id] for site_id in sorted(paths, key=_draw)[:_MOST_SITES]]
+        plates.append(Plate(experiment, int(plate), str(source), chosen, tuple(channels), tuple(size), low, high))
+    return plates
+
+
+def measure_plate(plate):
+    """Finds the grey levels of a `Plate` that become 0 and 255.
+
+    Returns:
+        ((experiment, plate), [(low, high) for each channel]); floats, low below high.
+    """
+    counts = np.zeros((len(plate.channels), 65536), np.int64)
+    for path in plate.paths:
+        for count, (file, plane) in zip(counts, channel_files(path, plate.channels), strict=True):
+            pixels = load_channel(Path(plate.source) / file, plate.size, plane)
+            count += np.bincount(pixels.ravel(), minlength=65536)
+    return (plate.experiment, plate.plate), [_percentiles(count, plate.low, plate.high) for count in counts]
+
+
+def fix_ranges(sites, channels, intensity):
+    """The ranges of a `fixed` intensity, in the form of `measure_plate`'s: dict of (experiment, plate) -> pairs."""
+    _, low, high = parse_intensity(intensity)
+    plates = sites[["experiment", "plate"]].drop_duplicates().itertuples(index=False)
+    return {(experiment, int(plate)): [(low, high)] * len(channels) for experiment, plate in plates}
+
+
+def _percentiles(count, low, high):
+    # The first level with more than `low` per cent of the pixels at or below it, and the first with `high` per cent.
+    below = np.cumsum(count)
+    first = float(np.searchsorted(below, low / 100 * below[-1], side="right"))
+    last = float(np.searchsorted(below, high / 100 * below[-1], side="left"))
+    return first, max(last, first + 1)
+
+
+def _draw(site_id):
+    return hashlib.blake2b(site_id.encode(), digest_size=8).digest()
