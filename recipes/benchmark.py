@@ -123,7 +123,7 @@ def main(argv=None):
     timed = {"erm": erm, "dsu": dsu}
     timed |= {f"abra {i}": model for i, model in enumerate(models)}
     timed |= {f"suffix {cut}": model for cut, model in suffixes.items()} | peers
-    times = time_fit(bench, timed, args)
+    times, erm_seconds = time_fit(bench, timed, args)
     for i, row in enumerate(rows):
         row["f_time"] = times[f"suffix {row['perturb_after'][0]}"][0]
         row["time_ratio"], row["time_spread"] = times[f"abra {i}"]
@@ -139,6 +139,7 @@ def main(argv=None):
         "device": accelerator() or "cpu",
         "setting": vars(args),
         "erm_flops": erm_flops,
+        "erm_seconds": erm_seconds,
         "rows": rows,
         "others": [others],
         "inference": inference,
@@ -218,7 +219,8 @@ def clock():
 
 
 def time_fit(bench, models, args):
-    """Median and quartiles, over blocks, of each model's time in units of ERM's in the same block."""
+    """Median and quartiles, over blocks, of each model's time in units of ERM's in the same block; and ERM's seconds a
+    step."""
     data = {name: bench.data(model, args.batch_size * args.steps) for name, model in models.items()}
 
     def run(name):
@@ -228,7 +230,7 @@ def time_fit(bench, models, args):
 
     for name in models:  # traces and compiles
         run(name), run(name)
-    ratios = {name: [] for name in models}
+    ratios, every = {name: [] for name in models}, []
     names = [name for name in models if name != "erm"]
     for block in range(args.blocks):
         plain = [run("erm")]
@@ -240,8 +242,9 @@ def time_fit(bench, models, args):
         plain.append(run("erm"))
         for name, value in seconds.items():
             ratios[name].append(value / statistics.median(plain))
+        every += plain
         print(f"block {block + 1} of {args.blocks}", file=sys.stderr, flush=True)
-    return {name: summary(values) for name, values in ratios.items() if values}
+    return {name: summary(values) for name, values in ratios.items() if values}, statistics.median(every) / args.steps
 
 
 def time_predict(bench, erm, model, args):
@@ -283,6 +286,7 @@ def measure_memory(args, plan):
 
 def show(table):
     print(f"{table['backend']} on {table['device']}: ratios to ERM, the same network under Keras's own step")
+    print(f"ERM: {table['erm_seconds']:.3f} s a step, {table['erm_flops']:.3g} operations")
     print(f"{'perturbed after':<36} K     f  f_time  bound  FLOPs   time  [quartiles]    memory")
     for row in table["rows"]:
         low, high = row["time_spread"]
