@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from tfrecords.devices import keep_tensorflow_off_gpu, leave_gpu_to_backend
 from tfrecords.folder import claim, finish, is_finished, tidy
 from tfrecords.intensity import list_ranges
 from tfrecords.labels import LABELS
@@ -76,7 +75,6 @@ def build_records(
     Raises:
         ValueError: if a table, an image or the output folder is not as it must be, naming the culprit.
     """
-    leave_gpu_to_backend()
     source, dest = Path(source), Path(dest)
     prepared = prepare_build(
         source,
@@ -226,7 +224,6 @@ def main(argv=None):
     add_screen(parser)
     add_workers(parser)
     arguments = vars(parser.parse_args(argv))
-    keep_tensorflow_off_gpu()
     try:
         arguments["screen"] = take_screen(arguments)
         build_records(**arguments)

@@ -3,7 +3,6 @@
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -30,8 +29,8 @@ def decode_file(path):
     Raises:
         ValueError: naming the file if it is truncated, damaged, of another format, or of another kind of pixels.
     """
-    path = Path(path)
-    data = path.read_bytes()
+    with open(path, "rb") as file:
+        data = file.read()
     is_tiff = data[:4] in _TIFF
     fault = None if is_tiff else png_fault(data)
     if fault:

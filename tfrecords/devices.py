@@ -3,8 +3,6 @@
 import os
 import sys
 
-import tensorflow as tf
-
 
 def keep_tensorflow_off_gpu():
     """Hides the GPUs from TensorFlow, which would otherwise take nearly all of their memory at its first operation.
@@ -15,6 +13,8 @@ def keep_tensorflow_off_gpu():
     Returns:
         bool: whether TensorFlow will use no GPU.
     """
+    import tensorflow as tf  # Here, not above: a build does without it.
+
     try:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:

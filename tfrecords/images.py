@@ -1,6 +1,6 @@
 """Files of a site -> one uint8 array."""
 
-from pathlib import Path
+import os
 
 import numpy as np
 from PIL import Image
@@ -81,16 +81,17 @@ def load_site(source, path, channels, size, crop=None, image_size=None, ranges=N
     Returns:
         numpy.ndarray, uint8, `(height, width, channels)`.
     """
-    planes, name, decoded = [], None, None
+    planes, name = [], None
     for i, (file, plane) in enumerate(channel_files(path, channels)):
         if file != name:
-            name, decoded = file, decode_file(Path(source) / file)
-        pixels = crop_centre(_pick(Path(source) / file, decoded, size, plane), crop)
+            name, whole = file, os.path.join(source, file)
+            decoded = decode_file(whole)
+        pixels = crop_centre(_pick(whole, decoded, size, plane), crop)
         if ranges is not None:
             pixels = scale_to_bytes(pixels, *ranges[i])
         elif pixels.dtype != np.uint8:
             raise ValueError(
-                f"{Path(source) / file}: expected 8 bits a pixel; found 16 (mode I;16). Say which grey levels become "
+                f"{whole}: expected 8 bits a pixel; found 16 (mode I;16). Say which grey levels become "
                 "0 and 255: describe the screen with an intensity range."
             )
         if image_size is not None and pixels.shape != (image_size, image_size):

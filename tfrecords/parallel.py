@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from tfrecords.cluster import connect
-from tfrecords.devices import keep_tensorflow_off_gpu
 
 # Below this many bytes of pixels one process has done all before a second one has started.
 _BYTES_FOR_PROCESSES = 2e9
@@ -95,7 +94,8 @@ def _executor(workers, size):
 
 
 def _begin_process():
-    keep_tensorflow_off_gpu()
+    # Before TensorFlow looks for GPUs, in the tasks that need it.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,6 +1,7 @@
 """A site as PNG files, the original ones where that is possible."""
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def load_pngs(source, path, channels, planes, size, crop=None, image_size=None, 
         file, plane = files[position]
         data = None
         if as_they_are and (plane is None or count == 3):
-            data = _read_plain(Path(source) / file, count, size)
+            data = _read_plain(os.path.join(source, file), count, size)
         if data is None:
             if pixels is None:
                 pixels = load_site(source, path, channels, size, crop, image_size, ranges)
@@ -72,7 +73,8 @@ def load_pngs(source, path, channels, planes, size, crop=None, image_size=None, 
 
 
 def _read_plain(path, count, size):
-    data = path.read_bytes()
+    with open(path, "rb") as stream:
+        data = stream.read()
     if not data.startswith(SIGNATURE):
         return None
     fault = png_fault(data)

@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-import tensorflow as tf
-
+from tfrecords.example import encode_example
 from tfrecords.frames import FOOTER, HEADER, frame, read_frames
 from tfrecords.images import load_site
 from tfrecords.png import load_pngs
@@ -103,15 +102,11 @@ def encode_site(site, images):
         bytes of a serialized `tf.train.Example`, equal for equal input. `sirna` is left out where it is unknown.
     """
     keys = ("well", "well_type", "experiment", "cell_type", "site_id")
-    texts = {key: [str(site[key]).encode()] for key in keys} | {"image": images}
-    numbers = {"plate": int(site["plate"]), "site": int(site["site"])}
+    features = {key: [str(site[key]).encode()] for key in keys} | {"image": images}
+    features |= {key: [int(site[key])] for key in ("plate", "site")}
     if site["sirna_id"] is not None:
-        numbers["sirna"] = int(site["sirna_id"])
-    features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=value)) for key, value in texts.items()}
-    for key, value in numbers.items():
-        features[key] = tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-    example = tf.train.Example(features=tf.train.Features(feature=features))
-    return example.SerializeToString(deterministic=True)
+        features["sirna"] = [int(site["sirna_id"])]
+    return encode_example(features)
 
 
 def scan_shard(path, name):
