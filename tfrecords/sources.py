@@ -10,7 +10,7 @@ from tfrecords.images import CHANNEL
 from tfrecords.own_screen import SCREEN_FILE, read_screen
 from tfrecords.own_sites import rank_labels, read_own_sites
 from tfrecords.splits import SPLITS
-from tfrecords.table import check_cells, check_sites, read_table
+from tfrecords.table import cell_types_of, check_cells, check_sites, read_table
 
 KAGGLE_TABLES = ("train.csv", "test.csv", "train_controls.csv", "test_controls.csv")
 COLUMNS = (
@@ -145,7 +145,7 @@ def _read_kaggle(source, own):
                 part[column] = value
         parts.append(part)
     wells = pd.concat(parts, ignore_index=True)
-    wells["cell_type"] = wells["experiment"].str.split("-").str[0]
+    wells["cell_type"] = cell_types_of(wells["experiment"])
     wells["well_id"] = wells["id_code"]
     wells["sirna_id"] = wells["sirna"].where(wells["sirna"].str.fullmatch(r"\d+(\.0+)?"), "")
     wells = wells.loc[wells.index.repeat(SITES_PER_WELL)].reset_index(drop=True)

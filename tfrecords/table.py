@@ -152,8 +152,8 @@ def check_sites(table):
         ("dataset", ("train", "val", "test")),
     ):
         check_cells(table, column, table[column].isin(values), f"one of {', '.join(values)}")
-    prefix = table["experiment"].str.split("-").str[0]
-    check_cells(table, "cell_type", table["cell_type"] == prefix, "the cell type in the experiment's name")
+    good = table["cell_type"] == cell_types_of(table["experiment"])
+    check_cells(table, "cell_type", good, "the cell type in the experiment's name")
     table["plate"] = table["plate"].astype("int64")
     table["site"] = table["site"].astype("int64")
     well_id = table["experiment"] + "_" + table["plate"].astype(str) + "_" + table["well"]
@@ -171,6 +171,11 @@ def check_sites(table):
             f"{first[ROW]}. Expected each site once; {int(twice.sum())} rows repeat one. Remove the repeated rows."
         )
     return table
+
+
+def cell_types_of(experiments):
+    """What stands before the hyphen of each experiment's name, as in HUVEC-01: Series of str."""
+    return experiments.map({name: name.split("-")[0] for name in experiments.unique()})
 
 
 def _match(table, column, pattern, expected):
