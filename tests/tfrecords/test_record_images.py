@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrecords.build import build_records
+from tfrecords.frames import frame, read_frames
 from tfrecords.listing import list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.read import read_records
@@ -17,6 +19,33 @@ def test_any_sites_are_read_in_any_order(records_tree, pixels_of):
         expected = np.stack([pixels_of(site_id) for site_id in sites["site_id"][rows]])
         np.testing.assert_array_equal(images_of(tf.constant(rows, tf.int64)), expected)
     assert images_of(tf.constant([1, 2], tf.int64)).shape == (2, 8, 8, 6)
+
+
+@pytest.mark.parametrize("options", [{}, {"crop": 4}, {"channels": (1, 2, 3)}])
+def test_png_records_have_the_pixels_of_raw_ones(release_tree, tmp_path, options):
+    data = []
+    for encoding in ("raw", "png"):
+        build_records(release_tree, tmp_path / encoding, encoding=encoding, **options)
+        read = dict(batch_size=3, kinds=BOTH, augment=None, normalize=lambda images: tf.cast(images, tf.float32))
+        data.append(read_records(tmp_path / encoding, "train", training=True, **read))
+    assert data[0].element_spec == data[1].element_spec
+    for (raw, _), (png, _) in zip(*data, strict=True):
+        np.testing.assert_array_equal(raw, png)
+
+
+def test_a_png_that_cannot_be_decoded_is_named(release_tree, tmp_path):
+    """Its record is whole: the file was like that when it was built."""
+    build_records(release_tree, tmp_path, encoding="png")
+    site = list_sites(tmp_path, "train").iloc[0]
+    path = tmp_path / site["shard"]
+    records = [record for record, _ in read_frames(path)]
+    example = tf.train.Example.FromString(records[0])
+    image = example.features.feature["image"].bytes_list.value
+    image[2] = image[2][:40] + bytes(len(image[2]) - 40)
+    records[0] = example.SerializeToString()
+    path.write_bytes(b"".join(part for record in records for part in (frame(record)[0], record, frame(record)[1])))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{site['shard']}, record 0: damaged"):
+        list(read_records(tmp_path, "train", batch_size=2))
 
 
 def damage(records, shard, change):
