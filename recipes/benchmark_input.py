@@ -133,9 +133,12 @@ def encode_png(pixels):
 
 
 def measure_read(case, repetitions):
-    raw = case.build("raw")
+    raw, png = case.build("raw"), case.build("png")
     ways = {
         "ours, raw": ours(case, raw),
+        "ours, raw, cached": ours(case, raw, "memory"),
+        "ours, png": ours(case, png),
+        "ours, png, cached": ours(case, png, "memory"),
         "a file a picture, tf.data": files_by_tensorflow(case),
         "bound: NumPy": functools.partial(bound, case, raw),
         "png, decoded only": files_by_tensorflow(case, finish=False),
@@ -153,8 +156,8 @@ def measure_read(case, repetitions):
     return rows
 
 
-def ours(case, dest):
-    data = read_records(dest, "train", batch_size=case.batch_size, kinds=KINDS, training=True)
+def ours(case, dest, cache=None):
+    data = read_records(dest, "train", batch_size=case.batch_size, kinds=KINDS, training=True, cache=cache)
     return lambda: sum(len(labels) for _, labels in data)
 
 
@@ -289,7 +292,7 @@ def one_job(job, folder):
     if job == "build":
         build_records(folder / "source", folder / "raw", splits="table", workers=1)
     else:
-        data = read_records(folder / "raw", "train", batch_size=32, kinds=KINDS, training=job == "train")
+        data = read_records(folder / "raw", "train", batch_size=16, kinds=KINDS, training=job == "train")
         for _ in data:
             pass
     with open("/proc/self/status") as file:
