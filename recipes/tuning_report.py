@@ -47,7 +47,8 @@ def plot_margins(table, file, default):
     if colour is not None:
         figure.colorbar(points, label="scale")
     axes.set_ylim(bottom=0)
-    axes.plot(failed["margin"], [0.0] * len(failed), "rx", label=f"failed ({len(failed)})", clip_on=False)
+    if len(failed):
+        axes.plot(failed["margin"], [0.0] * len(failed), "rx", label=f"failed ({len(failed)})", clip_on=False)
     axes.axvline(default, color="grey", linestyle=":", label="default")
     axes.set_xlabel("angular margin (radians)")
     axes.set_ylabel("accuracy on validation experiments (%)")
