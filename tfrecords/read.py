@@ -13,7 +13,7 @@ from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
 from tfrecords.order import Passes
 from tfrecords.record_images import record_images
-from tfrecords.views import make_views
+from tfrecords.views import go_one_by_one, make_views
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -120,13 +120,27 @@ def read_records(
     experiments = {name: i for i, name in enumerate(manifest["experiments"]["train"])}
     experiment = tf.constant(sites["experiment"].map(experiments).fillna(-1).to_numpy(np.int32))
     known = _metadata(sites) if metadata else None
+    augment = augment if training else None
+    singly = go_one_by_one(augment, normalize) and not ragged
 
     def load(epoch, step, marked):
         if ragged:
             marked = tf.boolean_mask(marked, marked >= 0)
         rows = tf.where(marked < 0, -1 - marked, marked)
         seeds = tf.random.experimental.stateless_fold_in(tf.stack([seed, epoch]), step * workers + number)
-        images = make_views(images_of(rows), rows, seeds, augment if training else None, normalized, dtype)
+        if singly:
+            each = tf.random.stateless_uniform((size, 2), seeds, None, None, tf.int32)
+            return tf.fill((size,), epoch), marked, images_of(rows), each
+        images = make_views(images_of(rows), rows, seeds, augment, normalized, dtype)
+        return finish(epoch, marked, rows, images)
+
+    def view_one(epoch, marked, image, seeds):
+        return epoch, marked, make_views(image[None], None, seeds, augment, normalized, dtype)[0]
+
+    def finish_batch(epoch, marked, images):
+        return finish(epoch[0], marked, tf.where(marked < 0, -1 - marked, marked), images)
+
+    def finish(epoch, marked, rows, images):
         if experiment_ids:
             images = {"image": images, "experiment": tf.gather(experiment, rows)}
         batch = (images, tf.gather(labels, rows))
@@ -151,7 +165,11 @@ def read_records(
             return tf.nest.map_structure(tf.identity, batch)
 
     dataset = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch)
-    dataset = dataset.map(load, tf.data.AUTOTUNE, deterministic=deterministic).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.map(load, tf.data.AUTOTUNE, deterministic=deterministic)
+    if singly:
+        dataset = dataset.unbatch().map(view_one, tf.data.AUTOTUNE, deterministic=True).batch(size, drop_remainder=True)
+        dataset = dataset.map(finish_batch)
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset = dataset.enumerate().map(hand_out).apply(tf.data.experimental.assert_cardinality(plan.steps))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

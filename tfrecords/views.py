@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tfrecords import preprocess
+
 
 def make_views(images, rows, seeds, augment, normalize, dtype):
     """Augments and normalizes one batch.
@@ -21,3 +23,11 @@ def make_views(images, rows, seeds, augment, normalize, dtype):
     if after is not None:
         images = after(images, tf.random.experimental.stateless_fold_in(seeds, 1))
     return tf.cast(images, dtype)
+
+
+def go_one_by_one(augment, normalize):
+    """Whether images can be augmented and normalized one by one, in the processor's cache: a quarter faster.
+
+    So it is for WILDS's own two, which look at each image by itself. Of a function of the user's that is not known.
+    """
+    return augment in (None, preprocess.augment) and normalize is preprocess.standardize

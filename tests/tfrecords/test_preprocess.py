@@ -56,6 +56,14 @@ def test_augment_gives_each_of_the_eight_symmetries_about_equally_often():
     assert (matches.sum(axis=0) > 60).all()  # 100 expected, standard deviation 9.4
 
 
+def test_one_image_alone_gets_each_of_the_eight_symmetries_as_well():
+    image = np.arange(36 * 2).reshape(6, 6, 2)
+    moved = [augment(tf.constant(image[None]), (1, number)).numpy()[0] for number in range(100)]
+    matches = np.array([[np.array_equal(one, other) for other in symmetries(image)] for one in moved])
+    assert (matches.sum(axis=1) == 1).all()
+    assert (matches.sum(axis=0) > 2).all()  # 12.5 expected, standard deviation 3.3
+
+
 def test_augment_is_a_function_of_the_seed_and_keeps_the_type(images):
     images = tf.constant(images)
     first, again, other = (augment(images, seed).numpy() for seed in ((3, 4), (3, 4), (3, 5)))
