@@ -123,7 +123,8 @@ class DistributionAlignment(keras.losses.Loss):
         weight: float >= 0, factor of this term in `ABRAModel`'s total loss, applied there: `call` returns the
             divergence *without* it. Default 1.0, provisional.
         two_sided: bool. False: the clean side is a constant and only the perturbed side is drawn to it. True: the
-            gradient flows into both, which costs `ABRAModel` part of a backward pass more. Default False.
+            gradient flows into both, which costs `ABRAModel` f/3 of a plain step more, f being the share of the compute
+            behind the first perturbed stage. Default False.
         reduction: as in `keras.losses.Loss`. Default "sum_over_batch_size".
         name: string. Default "distribution_alignment".
         dtype: None, "float32" or "float64", the dtype of the reduction; the divergence is always computed in float32.

@@ -35,7 +35,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         backbone: Functional `keras.Model`, images `(batch, height, width, channels)` to one feature map or vector. Its
             layers are shared, not copied.
         num_classes: integer of at least 2.
-        perturb_after: names of backbone layers whose output is perturbed; every path must go through each.
+        perturb_after: names of backbone layers whose output is perturbed; every path must go through each. The first
+            one decides f, and with it what a step costs; further ones cost nothing that counts.
         embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the
             pooled features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition.
         uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5, one
