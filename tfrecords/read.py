@@ -27,6 +27,7 @@ def read_records(
     training=False,
     seed=0,
     first_epoch=0,
+    first_step=0,
     batches=None,
     drop_remainder=None,
     pad=False,
@@ -56,6 +57,10 @@ def read_records(
         training: shuffle and augment.
         seed: integer, 0 or more, of order and augmentation.
         first_epoch: epoch of the first pass, for a run that continues.
+        first_step: for a run that continues inside an epoch: leaves out the batches of `first_epoch` before this one,
+            whose images are not read; order and augmentation are those of the whole epoch. The dataset is then the rest
+            of this epoch and no other, and its cardinality that of the rest: Keras takes one length for all epochs of a
+            `fit`. So `fit(rest, initial_epoch=e, epochs=e + 1)`, then `fit` with a dataset of `first_epoch` e + 1.
         batches: which sites share a batch, see `tfrecords.composition`: `random_batches()` (default),
             `batches_within(group)`, `batches_across(experiments, classes)`, `batches_with_controls(controls)`.
         drop_remainder: leave out the last batch (of each group) where it is not full. Default: in training, unless
@@ -95,7 +100,7 @@ def read_records(
     dest = local_folder(dest, (split,), kinds)
     manifest = read_manifest(dest)
     sites = list_sites(dest, split, kinds)
-    _check(batch_size, seed, first_epoch, worker, dtype)
+    _check(batch_size, seed, first_epoch, first_step, worker, dtype)
     _check_sites(split, sites, manifest, experiment_ids, metadata)
     if drop_remainder is None:
         drop_remainder = training and not pad
@@ -105,6 +110,11 @@ def read_records(
             f"Lower batch_size to {len(sites)} or less."
         )
     plan = (batches or random_batches())(sites, batch_size, shuffle=training, drop=drop_remainder)
+    if first_step >= plan.steps:
+        raise ValueError(
+            f"There is no step {first_step}: an epoch has {plan.steps} steps, counted from 0. To continue behind the "
+            f"last of them, pass first_epoch={first_epoch + 1} and no first_step."
+        )
     places = plan.steps * batch_size
     weighted = pad or places > plan.scored + plan.padded
     ragged = plan.padded and not weighted
@@ -152,33 +162,51 @@ def read_records(
 
     def read_epoch(epoch):
         rows = plan.rows(tf.constant(seed, tf.int64), epoch)
-        rows = tf.ensure_shape(rows, (plan.steps, batch_size))[:, number * size : (number + 1) * size]
-        return tf.data.Dataset.from_tensor_slices(rows).enumerate().map(lambda step, rows: (epoch, step, rows))
+        rows = tf.ensure_shape(rows, (plan.steps, batch_size))[first_step:, number * size : (number + 1) * size]
+        steps = tf.data.Dataset.from_tensor_slices(rows).enumerate(first_step)
+        return steps.map(lambda step, rows: (epoch, step, rows))
 
     passes = Passes(first_epoch)
+
+    def begin():
+        return _begin_rest(passes, first_epoch) if first_step else passes.begin()
 
     def hand_out(step, element):
         # The last stage and no parallel one: it runs when a batch is asked for, not when it is prefetched.
         epoch, batch = element
-        note = tf.cond(step == plan.steps - 1, lambda: tf.group(passes.finish(epoch)), tf.no_op)
+        finished = passes.begin() if first_step else epoch
+        note = tf.cond(step == plan.steps - 1, lambda: tf.group(passes.finish(finished)), tf.no_op)
         with tf.control_dependencies([note]):
             return tf.nest.map_structure(tf.identity, batch)
 
-    dataset = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch)
+    dataset = tf.data.Dataset.range(1).map(lambda _: begin()).flat_map(read_epoch)
     dataset = dataset.map(load, tf.data.AUTOTUNE, deterministic=deterministic)
     if singly:
         dataset = dataset.unbatch().map(view_one, tf.data.AUTOTUNE, deterministic=True).batch(size, drop_remainder=True)
         dataset = dataset.map(finish_batch)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
-    dataset = dataset.enumerate().map(hand_out).apply(tf.data.experimental.assert_cardinality(plan.steps))
+    dataset = dataset.enumerate(first_step).map(hand_out)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(plan.steps - first_step))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.experimental_optimization.inject_prefetch = False
     return dataset.with_options(options)
 
 
-def _check(batch_size, seed, first_epoch, worker, dtype):
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("first_epoch", first_epoch, 0)):
+def _begin_rest(passes, epoch):
+    # A look at the first batches, which may use up a short rest, and the pass itself: a third is a mistake.
+    message = (
+        f"This dataset is the rest of epoch {epoch}, and was passed over already. Read the later epochs with "
+        f"read_records(first_epoch={epoch + 1}), without first_step."
+    )
+    with tf.control_dependencies([tf.debugging.Assert(passes.begin() < epoch + 2, [message])]):
+        return tf.constant(epoch, tf.int64)
+
+
+def _check(batch_size, seed, first_epoch, first_step, worker, dtype):
+    integers = {"batch_size": (batch_size, 1), "seed": (seed, 0)}
+    integers |= {"first_epoch": (first_epoch, 0), "first_step": (first_step, 0)}
+    for name, (value, least) in integers.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of {least} or more; received {value!r}.")
     number, workers = worker

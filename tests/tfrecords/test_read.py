@@ -76,6 +76,59 @@ def test_each_pass_has_the_order_of_its_seed_and_epoch_and_can_be_named(records_
     assert read_epoch(resumed) == epochs[2]
 
 
+@pytest.mark.parametrize("worker", [(0, 1), (1, 2)])
+def test_a_run_continues_inside_an_epoch_as_if_it_had_not_been_broken_off(records, worker):
+    options = dict(batch_size=2, kinds=BOTH, training=True, seed=5, metadata=True, worker=worker)
+    whole = list(read_records(records, "train", first_epoch=1, **options))
+    rest = read_records(records, "train", first_epoch=1, first_step=1, **options)
+    assert len(whole) == 4 and rest.cardinality() == 3
+    early = set(names(whole[0][-1])) - {name for *_, metadata in whole[1:] for name in names(metadata)}
+    sites = list_sites(records, "train", BOTH).set_index("site_id")
+    for name in early:  # They are not read.
+        with open(records / sites["shard"][name], "r+b") as file:
+            file.seek(sites["offset"][name])
+            file.write(bytes(20))
+    for _ in range(2):  # A look beforehand, which may use up a short rest, and the pass itself.
+        for (images, labels, metadata), (images_before, labels_before, before) in zip(rest, whole[1:], strict=True):
+            np.testing.assert_array_equal(images, images_before)
+            np.testing.assert_array_equal(labels, labels_before)
+            assert names(metadata) == names(before)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"rest of epoch 1.*read_records\(first_epoch=2\)"):
+        list(rest)
+
+
+def test_fit_continues_inside_an_epoch(records_tree, recwarn):
+    import keras
+
+    class Seen(keras.callbacks.Callback):
+        batches = ()
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.batches += (batch,)
+
+    options = dict(batch_size=2, kinds=BOTH, training=True, seed=5)
+    inputs = keras.Input((8, 8, 6))
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    initial = model.get_weights()
+    model.fit(read_records(records_tree, "train", **options), epochs=3, verbose=0, shuffle=False)
+    unbroken = model.get_weights()
+    model.set_weights(initial)
+    data = read_records(records_tree, "train", **options)
+    model.fit(data, epochs=1, verbose=0, shuffle=False)
+    for _, (images, labels) in zip(range(3), data, strict=False):
+        model.train_on_batch(images, labels)
+    seen = Seen()
+    rest = read_records(records_tree, "train", first_epoch=1, first_step=3, **options)
+    model.fit(rest, initial_epoch=1, epochs=2, verbose=0, shuffle=False, callbacks=[seen])
+    later = read_records(records_tree, "train", first_epoch=2, **options)
+    model.fit(later, initial_epoch=2, epochs=3, verbose=0, shuffle=False, callbacks=[seen])
+    assert seen.batches == (0, 0, 1, 2, 3)
+    for found, expected in zip(model.get_weights(), unbroken, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not [str(warning.message) for warning in recwarn if "ran out of data" in str(warning.message)]
+
+
 def test_the_order_does_not_hang_on_tensorflows_global_seed(records_tree):
     epochs = []
     for seed in (1, 2):
@@ -213,6 +266,8 @@ def test_labels_of_another_column(release_tree, tmp_path):
         (dict(batch_size=0), "batch_size must be an integer of 1 or more; received 0"),
         (dict(batch_size=2, seed=-1), "seed must be an integer of 0 or more; received -1"),
         (dict(batch_size=2, first_epoch=0.5), "first_epoch must be an integer of 0 or more; received 0.5"),
+        (dict(batch_size=2, first_step=-1), "first_step must be an integer of 0 or more; received -1"),
+        (dict(batch_size=2, first_epoch=3, first_step=2), "no step 2: an epoch has 2 steps.*pass first_epoch=4"),
         (dict(batch_size=2, worker=(2, 2)), r"worker must be .* received worker=\(2, 2\) and batch_size=2"),
         (dict(batch_size=3, worker=(0, 2)), "batch_size a multiple of the latter"),
         (dict(batch_size=3, worker=(0, 3)), "workers would get unequal parts. Pass pad=True"),
