@@ -117,7 +117,7 @@ def test_fit_continues_inside_an_epoch(records_tree, recwarn):
     data = read_records(records_tree, "train", **options)
     model.fit(data, epochs=1, verbose=0, shuffle=False)
     for _, (images, labels) in zip(range(3), data, strict=False):
-        model.train_on_batch(images, labels)
+        model.train_on_batch(images.numpy(), labels.numpy())
     seen = Seen()
     rest = read_records(records_tree, "train", first_epoch=1, first_step=3, **options)
     model.fit(rest, initial_epoch=1, epochs=2, verbose=0, shuffle=False, callbacks=[seen])
