@@ -9,6 +9,10 @@ ONE_SAMPLE = (
     "keras_abra: A training batch of one sample has no spread and no batch statistics. Use a larger batch, "
     "and leave a last batch of one sample out (drop_remainder=True). [keras_abra]"
 )
+NO_SAMPLE = (
+    "keras_abra: A training batch left a replica without a sample. Expected: at least one for each replica of the "
+    "distribution strategy. Leave a small last batch out (drop_remainder=True). [keras_abra]"
+)
 
 
 def unpack_inputs(inputs, expected):

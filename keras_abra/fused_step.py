@@ -48,15 +48,18 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
     image, experiment = model.unpack_inputs(x)
     checks.check_labels(y)
     batch = ops.shape(image)[0]
-    if isinstance(batch, int) and batch == 1:
+    if isinstance(batch, int) and batch == 1 and backend.replicas() == 1:
         raise ValueError(checks.ONE_SAMPLE)
     labels = ops.reshape(y, (batch,))
-    mean = _weighted_mean(batch, sample_weight)
+    count = backend.global_sum(ops.cast(batch, "float32"))
+    share = ops.cast(batch, "float32") / count
+    mean = _weighted_mean(batch, count, sample_weight)
+    shared_state, state = state, _own_seeds(model, state)
     seed = ops.cast(loss_scale, "float32")
     stages, alignment, loss = model.stages, model.alignment, model.loss_function
 
     def stateless(function, trainable, state):
-        return _stateless(model, function, trainable, state)
+        return _stateless(model, function, trainable, state, share)
 
     def head(features):
         embedding, cosine = model.embed_features(features, training=True)
@@ -71,7 +74,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
             return model.run_prefix(image), penalty
 
         (z, penalty), penalties, new_state = stateless(run, trainable, state)
-        return (z, ops.cast(penalty, "float32") / backend.replicas() + penalties), new_state
+        return (z, ops.cast(penalty, "float32") * share + penalties), new_state
 
     def suffix(trainable, z, offsets, state):
         def run():
@@ -82,6 +85,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         return margin_loss, penalties, logits, embedding, statistics, new_state
 
     # The part before the first perturbed stage, once.
+    own_state = state
     (z, penalty), before_suffix, prefix_pullback = linearize(prefix, [trainable])
 
     # Clean: zero offsets as an input. The only pass whose state is kept.
@@ -99,6 +103,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
         losses = {"loss": clean_loss + penalty + penalties, "clean_loss": clean_loss}
         gradients = _add(gradients, prefix_pullback([dz, seed], [0])[0])
+        state = _shared_seeds(state, own_state, shared_state)
         return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
     if two_sided:
         (slopes,) = clean_pullback([seed, None, None], [2])
@@ -142,7 +147,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
     def perturbed(trainable, z, logits, embedding):
         margin_loss, _, new_logits, new_embedding, _, _ = suffix(trainable, z[0], worst, before_suffix)
         pair = (embedding[0], new_embedding) if alignment.on == "embeddings" else (logits[0], new_logits)
-        average = mean if alignment.on == "logits" else _weighted_mean(batch, None)
+        average = mean if alignment.on == "logits" else _weighted_mean(batch, count, None)
         divergence = average(alignment.call(*pair))
         total = model.perturbed_weight * margin_loss + alignment.weight * divergence
         return (total,), (margin_loss, divergence)
@@ -165,6 +170,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         "alignment": divergence,
         "gain": perturbed_loss - clean_loss,
     }
+    state = _shared_seeds(state, own_state, shared_state)
     return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
 
 
@@ -184,20 +190,35 @@ class PenaltyScope(keras.StatelessScope):
         self.penalties.append(loss)
 
 
-def _stateless(model, function, trainable, state):
+def _stateless(model, function, trainable, state, share):
     """Runs a function with the given values of the variables: its result, this replica's share of the summed `add_loss`
-    penalties, and the new state."""
+    penalties, and the new state. By share of the samples, a penalty of the weights counts once, and the mean over a
+    replica's samples as part of the mean over all."""
     variables = model.trainable_variables + model.non_trainable_variables
     mapping = zip(variables, [*trainable, *state], strict=True)
     with PenaltyScope(state_mapping=mapping, collect_losses=True) as scope:
         result = function()
     penalties = sum((ops.cast(ops.sum(loss), "float32") for loss in scope.penalties), ops.zeros((), "float32"))
-    return result, penalties / backend.replicas(), [scope.get_current_value(v) for v in model.non_trainable_variables]
+    return result, penalties * share, [scope.get_current_value(v) for v in model.non_trainable_variables]
 
 
-def _weighted_mean(batch, sample_weight):
+def _own_seeds(model, state):
+    """The state with random masks of this replica's own, where Keras gives every replica the same ones."""
+    if backend.replicas() == 1:
+        return state
+    seeds = {id(v) for v in model.mask_seeds()}
+    pairs = zip(model.non_trainable_variables, state, strict=True)
+    return [backend.fold_in_replica(value) if id(v) in seeds else value for v, value in pairs]
+
+
+def _shared_seeds(state, own, shared):
+    """The state with seeds that are the replicas' common ones again, as many draws later."""
+    triples = zip(state, own, shared, strict=True)
+    return [new if mine is common else new - mine + common for new, mine, common in triples]
+
+
+def _weighted_mean(batch, count, sample_weight):
     """This replica's sum over the global number of samples: gradients summed over replicas are those of the mean."""
-    count = backend.global_sum(ops.cast(batch, "float32"))
     weight = None if sample_weight is None else ops.reshape(ops.cast(sample_weight, "float32"), (batch,))
 
     def mean(values):

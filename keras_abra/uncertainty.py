@@ -34,25 +34,28 @@ def _spread(variance, mean):
     return ops.where(varies, ops.sqrt(ops.where(varies, variance, 1.0)), 0.0)
 
 
-def diagonal(statistics):
-    """Spread of each statistic over the (global) mini-batch, ddof 1; a single sample has none.
+def diagonal(statistics, synchronized=True):
+    """Spread of each statistic over the mini-batch, ddof 1; a single sample has none.
 
     Args:
         statistics: `(batch, 2 * channels)`.
+        synchronized: whether the mini-batch is that of all replicas, or the part of one replica.
     """
-    count = backend.global_sum(ops.cast(ops.shape(statistics)[0], "float32"))
-    mean = backend.global_sum(ops.sum(statistics, axis=0, keepdims=True)) / count
-    squares = backend.global_sum(ops.sum(ops.square(statistics - mean), axis=0, keepdims=True))
+    total = backend.global_sum if synchronized else lambda value: value
+    count = ops.maximum(total(ops.cast(ops.shape(statistics)[0], "float32")), 1.0)
+    mean = total(ops.sum(statistics, axis=0, keepdims=True)) / count
+    squares = total(ops.sum(ops.square(statistics - mean), axis=0, keepdims=True))
     return Uncertainty(_spread(squares / ops.maximum(count - 1.0, 1.0), mean))
 
 
-def low_rank(statistics):
-    """Empirical covariance of all statistics over the (global) mini-batch, as its centred rows over `sqrt(batch - 1)`.
+def low_rank(statistics, synchronized=True):
+    """Empirical covariance of all statistics over the mini-batch, as its centred rows over `sqrt(batch - 1)`.
 
     Args:
         statistics: `(batch, 2 * channels)`.
+        synchronized: as for `diagonal`.
     """
-    rows = backend.global_rows(statistics)
+    rows = backend.global_rows(statistics) if synchronized else statistics
     count = ops.cast(ops.shape(rows)[0], "float32")
     mean = ops.mean(rows, axis=0, keepdims=True)
     return _from_factors((rows - mean) / ops.sqrt(ops.maximum(count - 1.0, 1.0)), mean)

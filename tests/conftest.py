@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    if not tf.config.list_physical_devices("GPU"):  # two replicas to test MirroredStrategy with
+    if not tf.config.list_physical_devices("GPU"):  # replicas to test MirroredStrategy with
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
 @pytest.fixture(scope="session")

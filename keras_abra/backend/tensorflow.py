@@ -39,18 +39,27 @@ def replicas():
 
 
 def global_sum(value):
-    """Sum over the replicas; differentiable."""
+    """Sum of a tensor over the replicas, the same on each.
+
+    Differentiable as the training step needs it: the loss is the *sum* of what the replicas' own losses are, so the
+    gradient of a sum over replicas is the sum over replicas of its gradients. Every replica calls it, in one order.
+    """
     return _context().all_reduce(tf.distribute.ReduceOp.SUM, value) if _context() else value
 
 
 def global_rows(value):
-    """The rows of all replicas, one after another."""
+    """The rows of all replicas, one after another in the order of the replicas, the same on each.
+
+    The replicas may have different numbers of rows, none as well. The gradient of a replica's rows is the sum over
+    replicas of the gradients at these rows, for the reason that `global_sum` gives.
+    """
     return _context().all_gather(value, axis=0) if _context() else value
 
 
 def fold_in_replica(seed):
-    """Makes a seed differ between replicas, which Keras's SeedGenerator gives the same one."""
-    context = tf.distribute.get_replica_context()
+    """Makes a seed `(2,)` differ between replicas, which Keras's SeedGenerator gives the same one; the first replica
+    keeps it. What is added does not depend on the seed, so that a counter in it goes on as it was."""
+    context = _context()
     if context is None:
         return seed
     replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
@@ -63,7 +72,8 @@ class Trainer:
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is not None and y.shape[0] is None and not self.jit_compile:
-            tf.debugging.assert_greater(tf.shape(y)[0], 1, message=self.one_sample_message)
+            fewest, message = (2, self.one_sample_message) if replicas() == 1 else (1, self.no_sample_message)
+            tf.debugging.assert_greater_equal(tf.shape(y)[0], fewest, message=message)
         trainable = [tf.convert_to_tensor(v.value) for v in self.trainable_variables]
         state = [tf.convert_to_tensor(v.value) for v in self.non_trainable_variables]
         result = self.fused_step(

@@ -35,8 +35,9 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
     - `"domain"`: the same with running means of each *experiment's* statistics: the directions in which experiments
       differ.
 
-    Statistics are computed in float32 under every dtype policy. Spreads are constants to the gradient. Without
-    training, or with a mini-batch of one sample, the layer is the identity.
+    Statistics are computed in float32 under every dtype policy. Spreads are constants to the gradient. On several
+    replicas the mini-batch is that of all of them, and each draws its own noise. Without training, or with a mini-batch
+    of one sample, the layer is the identity.
 
     DSU (Li et al., "Uncertainty Modeling for Out-of-Distribution Generalization", ICLR 2022) is
     `FeatureStatisticsUncertainty(radius=None, probability=0.5)` after several stages of a network.
@@ -55,6 +56,10 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         num_experiments: number of experiments, for `"domain"` only; ids are `0 .. num_experiments - 1`.
         experiment_groups: optional list of `num_experiments` integers, the group (cell type) of each experiment, for
             `"domain"`: means are centred within their group, so that cell types are not taken for batch effects.
+        synchronized: whether `"diagonal"` and `"low_rank"` take the spread over the mini-batches of all replicas
+            (default), as one device would, or each replica over its own part, as plain batch normalization does. The
+            running means of `"domain"` are one state and always those of all replicas; so is everything on JAX, where
+            the mini-batch is one array.
         seed: integer, for reproducible draws. Default: drawn.
         **kwargs: as for every Keras layer.
 
@@ -88,6 +93,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         step_size=0.5,
         num_experiments=None,
         experiment_groups=None,
+        synchronized=True,
         seed=None,
         **kwargs,
     ):
@@ -102,6 +108,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             raise ValueError(f"`steps` must be an integer of at least 0. Received: {steps!r}")
         if not (_is_number(step_size) and 0 <= step_size < math.inf):
             raise ValueError(f"`step_size` must be a number of at least 0. Received: {step_size!r}")
+        if not isinstance(synchronized, bool):
+            raise ValueError(f"`synchronized` must be True or False. Received: {synchronized!r}")
         _check_experiments(structure, num_experiments, experiment_groups)
         self.structure = structure
         self.radius = radius
@@ -110,6 +118,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         self.step_size = step_size
         self.num_experiments = num_experiments
         self.experiment_groups = None if experiment_groups is None else [int(g) for g in experiment_groups]
+        self.synchronized = synchronized
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.noise_generator = ReplicaSeedGenerator(seed)
@@ -142,9 +151,9 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
     def uncertainty(self, statistics, experiment=None):
         """The `keras_abra.uncertainty.Uncertainty` of these statistics `(batch, 2 * channels)`."""
         if self.structure == "diagonal":
-            return uncertainty.diagonal(statistics)
+            return uncertainty.diagonal(statistics, self.synchronized)
         if self.structure == "low_rank":
-            return uncertainty.low_rank(statistics)
+            return uncertainty.low_rank(statistics, self.synchronized)
         self._check_experiment(experiment)
         groups = self.experiment_groups or [0] * self.num_experiments
         one_hot = ops.one_hot(ops.convert_to_tensor(groups, "int32"), max(groups) + 1, dtype="float32")
@@ -205,6 +214,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             "step_size": self.step_size,
             "num_experiments": self.num_experiments,
             "experiment_groups": self.experiment_groups,
+            "synchronized": self.synchronized,
             "seed": self.seed,
         }
 

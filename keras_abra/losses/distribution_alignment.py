@@ -3,6 +3,7 @@ import math
 import keras
 from keras import ops
 
+from keras_abra import backend
 from keras_abra.losses.precision import full_precision
 
 _SMALLEST_PROBABILITY = 1e-7
@@ -115,7 +116,7 @@ class DistributionAlignment(keras.losses.Loss):
     | "mmd" | embeddings (batch, dim) | batch | `mmd` |
 
     `call` returns one value per sample; a batch kind repeats its one value, so that the mean over the batch is that
-    value. A batch kind sees the rows of one replica and knows no sample weights.
+    value. A batch kind knows no sample weights.
 
     Args:
         kind: one of the four above; `on` then tells what it compares, "logits" or "embeddings". Default
@@ -125,14 +126,16 @@ class DistributionAlignment(keras.losses.Loss):
         two_sided: bool. False: the clean side is a constant and only the perturbed side is drawn to it. True: the
             gradient flows into both, which costs `ABRAModel` f/3 of a plain step more, f being the share of the compute
             behind the first perturbed stage. Default False.
+        synchronized: bool. Whether a batch kind compares the rows of all replicas (default), as one device would, or
+            each replica its own rows. On JAX the rows are one array, and always all.
         reduction: as in `keras.losses.Loss`. Default "sum_over_batch_size".
         name: string. Default "distribution_alignment".
         dtype: None, "float32" or "float64", the dtype of the reduction; the divergence is always computed in float32.
             Default None: float32.
 
     Raises:
-        ValueError: for an unknown kind, a negative weight, a `two_sided` that is no bool, or inputs whose shapes differ
-            or are not of rank 2.
+        ValueError: for an unknown kind, a negative weight, a `two_sided` or `synchronized` that is no bool, or inputs
+            whose shapes differ or are not of rank 2.
 
     Example:
 
@@ -149,6 +152,7 @@ class DistributionAlignment(keras.losses.Loss):
         kind="symmetric_kl",
         weight=1.0,
         two_sided=False,
+        synchronized=True,
         reduction="sum_over_batch_size",
         name="distribution_alignment",
         dtype=None,
@@ -161,11 +165,13 @@ class DistributionAlignment(keras.losses.Loss):
             raise ValueError(
                 f"`weight` must be a finite number >= 0 (0 switches alignment off). Received: weight={weight}"
             )
-        if not isinstance(two_sided, bool):
-            raise ValueError(f"`two_sided` must be True or False. Received: two_sided={two_sided!r}")
+        for argument, value in (("two_sided", two_sided), ("synchronized", synchronized)):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
         self.kind = kind
         self.weight = float(weight)
         self.two_sided = two_sided
+        self.synchronized = synchronized
 
     @property
     def on(self):
@@ -183,7 +189,10 @@ class DistributionAlignment(keras.losses.Loss):
             clean = ops.stop_gradient(clean)
         if self.kind in _ON_LOGITS:
             return _ON_LOGITS[self.kind](clean, perturbed)
-        return ops.broadcast_to(_ON_EMBEDDINGS[self.kind](clean, perturbed), (ops.shape(perturbed)[0],))
+        rows = ops.shape(perturbed)[0]
+        if self.synchronized:
+            clean, perturbed = backend.global_rows(clean), backend.global_rows(perturbed)
+        return ops.broadcast_to(_ON_EMBEDDINGS[self.kind](clean, perturbed), (rows,))
 
     def get_config(self):
         return {
@@ -191,6 +200,7 @@ class DistributionAlignment(keras.losses.Loss):
             "kind": self.kind,
             "weight": self.weight,
             "two_sided": self.two_sided,
+            "synchronized": self.synchronized,
             "dtype": self.dtype,
         }
 

@@ -174,7 +174,7 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     # Training. `fused_step` runs these with the values of the variables of the pass it computes.
 
-    one_sample_message = checks.ONE_SAMPLE
+    one_sample_message, no_sample_message = checks.ONE_SAMPLE, checks.NO_SAMPLE
 
     def fused_step(self, *args):
         """Gradients, state, losses and logits of one step: see `keras_abra.fused_step.fused_step`."""
@@ -192,6 +192,14 @@ class ABRAModel(backend.Trainer, keras.Model):
             statistics.append(found)
             x = part(x, training=True)
         return x, statistics
+
+    def mask_seeds(self):
+        """Seeds of the network's random masks (dropout), of which each replica needs its own; whether a stage inside
+        the backbone acts is for all replicas to decide alike."""
+        inside = [layer for layer in self.backbone.layers if isinstance(layer, FeatureStatisticsUncertainty)]
+        alike = {id(v) for layer in [*inside, *self.stages] for v in layer.non_trainable_variables}
+        seeds = [v for v in self.non_trainable_variables if v.path.endswith("seed_generator_state")]
+        return [v for v in seeds if id(v) not in alike]
 
     def step_size(self):
         """Ascent step in radii; 0 until the ramp has ended."""

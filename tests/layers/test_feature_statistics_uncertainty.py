@@ -243,6 +243,7 @@ def test_statistics_are_float32_under_mixed_precision(policy):
         ({"steps": 1.5}, "`steps` must be an integer"),
         ({"step_size": -0.1}, "`step_size` must be a number"),
         ({"structure": "domain"}, "needs `num_experiments`"),
+        ({"synchronized": None}, "`synchronized` must be True or False"),
         ({"num_experiments": 3}, "belong to structure 'domain'"),
         (
             {"structure": "domain", "num_experiments": 3, "experiment_groups": [0, 1]},
@@ -263,7 +264,8 @@ def test_bad_inputs_are_named():
 
 
 def test_the_config_gives_the_same_layer():
-    layer = built("domain", radius=0.3, probability=0.5, steps=2, step_size=0.1, experiment_groups=[0, 0, 1])
+    arguments = {"radius": 0.3, "probability": 0.5, "steps": 2, "step_size": 0.1, "synchronized": False}
+    layer = built("domain", experiment_groups=[0, 0, 1], **arguments)
     config = keras.saving.serialize_keras_object(layer)
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == layer.get_config()

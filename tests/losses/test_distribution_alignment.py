@@ -213,9 +213,10 @@ def test_weight_is_not_negative(weight):
         DistributionAlignment(weight=weight)
 
 
-def test_two_sided_is_a_bool():
-    with pytest.raises(ValueError, match="`two_sided` must be True or False"):
-        DistributionAlignment(two_sided="yes")
+@pytest.mark.parametrize("argument", ["two_sided", "synchronized"])
+def test_a_switch_is_a_bool(argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be True or False"):
+        DistributionAlignment(**{argument: "yes"})
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (6, 4), (6,), (6, 5, 1)])
@@ -225,9 +226,9 @@ def test_shapes_that_differ_are_refused(shape):
 
 
 def test_serialization_round_trip():
-    alignment = DistributionAlignment("mmd", weight=2.5, two_sided=True, reduction="sum", name="agreement")
+    alignment = DistributionAlignment("mmd", 2.5, two_sided=True, synchronized=False, reduction="sum", name="agreement")
     config = keras.losses.serialize(alignment)
     assert config["registered_name"] == "keras_abra>DistributionAlignment"
     again = keras.losses.deserialize(config)
     assert type(again) is DistributionAlignment and again.get_config() == alignment.get_config()
-    assert (again.kind, again.weight, again.two_sided, again.name) == ("mmd", 2.5, True, "agreement")
+    assert (again.kind, again.weight, again.two_sided, again.synchronized) == ("mmd", 2.5, True, False)
