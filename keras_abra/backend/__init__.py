@@ -7,14 +7,18 @@ import keras
 
 match keras.backend.backend():
     case "tensorflow":
-        from keras_abra.backend.tensorflow import Trainer, fold_in_replica, global_rows, global_sum, linearize, replicas
+        from keras_abra.backend import tensorflow as chosen
     case "jax":
-        from keras_abra.backend.jax import Trainer, fold_in_replica, global_rows, global_sum, linearize, replicas
+        from keras_abra.backend import jax as chosen
     case "torch":
-        from keras_abra.backend.torch import Trainer, fold_in_replica, global_rows, global_sum, linearize, replicas
+        from keras_abra.backend import torch as chosen
     case other:
         raise ImportError(
             f"keras_abra runs on the backends tensorflow, jax and torch. Received: KERAS_BACKEND={other!r}"
         )
 
-__all__ = ["Trainer", "fold_in_replica", "global_rows", "global_sum", "linearize", "replicas"]
+Trainer, Replicated = chosen.Trainer, chosen.Replicated
+fold_in_replica, global_rows, global_sum = chosen.fold_in_replica, chosen.global_rows, chosen.global_sum
+linearize, replicas = chosen.linearize, chosen.replicas
+
+__all__ = ["Replicated", "Trainer", "fold_in_replica", "global_rows", "global_sum", "linearize", "replicas"]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import keras
+from keras import tree
 
 
 def linearize(function, primals, keep=False):
@@ -40,12 +41,29 @@ def fold_in_replica(seed):
     return seed
 
 
+def _in_every_process(value):
+    """The same global array with all its rows on each device: only what a process holds can it give to NumPy."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or jax.process_count() == 1:
+        return value
+    everywhere = jax.sharding.NamedSharding(distribution.device_mesh.backend_mesh, jax.sharding.PartitionSpec())
+    return jax.lax.with_sharding_constraint(value, everywhere)
+
+
 def _optimizer_value(optimizer, variables, read):
     with keras.StatelessScope(state_mapping=zip(optimizer.variables, variables, strict=True)):
         return read(optimizer)
 
 
-class Trainer:
+class Replicated:
+    """What Keras's `predict` lacks on JAX to run in several processes. One process: nothing."""
+
+    def predict_step(self, state, data):
+        outputs, state = super().predict_step(state, data)
+        return tree.map_structure(_in_every_process, outputs), state
+
+
+class Trainer(Replicated):
     """The part of `ABRAModel` that JAX's `fit` calls."""
 
     def train_step(self, state, data):

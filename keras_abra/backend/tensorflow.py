@@ -66,7 +66,11 @@ def fold_in_replica(seed):
     return seed + replica * tf.constant([1000003, 0], seed.dtype)
 
 
-class Trainer:
+class Replicated:
+    """Nothing: Keras's own `fit`, `evaluate` and `predict` know `tf.distribute` strategies."""
+
+
+class Trainer(Replicated):
     """The part of `ABRAModel` that TensorFlow's `fit` calls."""
 
     def train_step(self, data):

@@ -1,8 +1,19 @@
-"""torch: `torch.autograd`, one process, `train_step(data)`."""
+"""torch: `torch.autograd`, processes of `torch.distributed`, `train_step(data)`.
+
+Released Keras does not distribute on torch. Here every process of an initialized process group is a replica that is fed
+its own part of each global mini-batch: what its `fit`, `evaluate` and `predict` give is that of all of them, and all of
+them must take the same number of steps.
+"""
+
+import contextlib
+import functools
 
 import keras
 import torch
+import torch.distributed as dist
 from keras import tree
+
+_APART = 0x9E3779B1  # odd, far from 0 modulo 2**32: the replicas' streams of seeds do not meet
 
 
 def _detach(structure):
@@ -35,26 +46,146 @@ def linearize(function, primals, keep=False):
 
 
 def replicas():
-    """1: Keras trains one process on torch."""
-    return 1
+    """Number of processes that share the step: those of `torch.distributed`'s group, 1 without."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _all_reduce(value):
+    total = value.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+class _GlobalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return _all_reduce(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _all_reduce(gradient)
+
+
+class _GlobalRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        counts = [torch.zeros(1, dtype=torch.int64, device=value.device) for _ in range(replicas())]
+        dist.all_gather(counts, torch.tensor([len(value)], device=value.device))
+        ctx.counts = [int(count) for count in counts]
+        padded = value.new_zeros((max(ctx.counts), *value.shape[1:]))
+        padded[: len(value)] = value.detach()
+        parts = [torch.empty_like(padded) for _ in ctx.counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, ctx.counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.split(_all_reduce(gradient), ctx.counts)[dist.get_rank()]
 
 
 def global_sum(value):
-    """The value itself: see `replicas`."""
-    return value
+    """Sum over the replicas; differentiable."""
+    return _GlobalSum.apply(value) if replicas() > 1 else value
 
 
 def global_rows(value):
-    """The value itself: see `replicas`."""
-    return value
+    """The rows of all replicas, one after another, in the order of their ranks; differentiable."""
+    return _GlobalRows.apply(value) if replicas() > 1 else value
 
 
 def fold_in_replica(seed):
-    """The seed itself: see `replicas`."""
-    return seed
+    """Makes a seed differ between replicas, which Keras's SeedGenerator gives the same one."""
+    if replicas() == 1:
+        return seed
+    apart = torch.tensor([dist.get_rank() * _APART, 0], device=seed.device)
+    return (seed.to(torch.int64) + apart).to(seed.dtype)  # modulo 2**32, as Keras takes it
 
 
-class Trainer:
+def _sum_all(tensors):
+    """Each tensor summed over the replicas, in one message; None stays."""
+    present = [t for t in tensors if t is not None]
+    if not present:
+        return list(tensors)
+    flat = torch.cat([t.detach().reshape(-1) for t in present])
+    dist.all_reduce(flat)
+    sums = iter(torch.split(flat, [t.numel() for t in present]))
+    return [None if t is None else next(sums).reshape(t.shape).to(t.dtype) for t in tensors]
+
+
+def _take_means(variables):
+    """Sets what each replica moved by its own part of the batch, as batch normalization does, to the replicas' mean."""
+    moved = [v for v in variables if v.value.is_floating_point() and v.aggregation != "only_first_replica"]
+    for variable, total in zip(moved, _sum_all([v.value for v in moved]), strict=True):
+        variable.assign(total / replicas())
+
+
+@contextlib.contextmanager
+def _own_seeds(variables):
+    """Lets the layers of a model draw other noise in each replica; the seeds themselves stay alike."""
+    seeds = [v for v in variables if v.path.endswith("seed_generator_state")]
+    shared = [v.value.detach().clone() for v in seeds]
+    own = [fold_in_replica(value) for value in shared]
+    for seed, value in zip(seeds, own, strict=True):
+        seed.assign(value)
+    yield
+    for seed, before, value in zip(seeds, shared, own, strict=True):
+        seed.assign(seed.value - value + before)
+
+
+class Replicated:
+    """What Keras's `fit`, `evaluate` and `predict` lack on torch to run in several processes. One process: nothing."""
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        if replicas() > 1:
+            self._assert_compile_called("fit")
+            self.optimizer.build(self.trainable_variables)
+            for variable in [*self.variables, *self.optimizer.variables]:  # seeds among them
+                dist.broadcast(variable.value.data, 0)
+        return super().fit(*args, **kwargs)
+
+    def train_step(self, data):
+        if replicas() == 1:
+            return super().train_step(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with _own_seeds(self.non_trainable_variables):
+            y_pred = self(x, training=True)
+        loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+        batch = torch.tensor(float(len(tree.flatten(x)[0])), device=loss.device)
+        share = self.optimizer.scale_loss(loss * (batch / global_sum(batch)))
+        values = [v.value for v in self.trainable_variables]
+        gradients = torch.autograd.grad(share, values, allow_unused=True)
+        with torch.no_grad():
+            _take_means(self.non_trainable_variables)
+            self.optimizer.apply(_sum_all(gradients), self.trainable_variables)
+
+        def update():
+            self._loss_tracker.update_state(loss.detach(), sample_weight=batch)
+            self.compute_metrics(x, y, y_pred.detach(), sample_weight=sample_weight)
+
+        return self.update_together(update)
+
+    def test_step(self, data):
+        return self.update_together(lambda: super(Replicated, self).test_step(data))
+
+    def predict_step(self, data):
+        return tree.map_structure(global_rows, super().predict_step(data))
+
+    def update_together(self, update):
+        """Runs a function that updates metrics, adds up what it added in every replica, and gives the logs."""
+        if replicas() == 1:
+            return update()
+        before = [v.value.detach().clone() for v in self.metrics_variables]
+        update()
+        with torch.no_grad():
+            pairs = zip(self.metrics_variables, before, strict=True)
+            added = _sum_all([(v.value - b).double() for v, b in pairs])
+            for variable, b, a in zip(self.metrics_variables, before, added, strict=True):
+                variable.assign(b + a.to(b.dtype))
+            return self.get_metrics_result()
+
+
+class Trainer(Replicated):
     """The part of `ABRAModel` that torch's `fit` calls."""
 
     def train_step(self, data):
@@ -67,7 +198,11 @@ class Trainer:
             for variable, old, new in zip(self.non_trainable_variables, state, result.state, strict=True):
                 if new is not old:
                     variable.assign(new)
+            gradients = result.gradients
+            if replicas() > 1:
+                gradients = _sum_all(gradients)
+                _take_means(self.non_trainable_variables)
             before = self.optimizer.iterations + 0
-            self.optimizer.apply(result.gradients, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
             self.ramp.advance(self.optimizer.iterations - before)
-            return self.update_logs(result, x, y, sample_weight)
+            return self.update_together(lambda: self.update_logs(result, x, y, sample_weight))

@@ -1,8 +1,10 @@
 import keras
 from keras import ops
 
+from keras_abra import backend
 
-class Embedder(keras.Model):
+
+class Embedder(backend.Replicated, keras.Model):
     """The inference network of an `ABRAModel` up to the L2-normalized embedding."""
 
     def __init__(self, model):

@@ -1,0 +1,66 @@
+"""Several processes on this machine that train together, for tests: no network but loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 600  # seconds: a loaded machine is no failure
+
+
+def environment(number, processes, port):
+    """What torchrun would tell a process of torch, and Keras's own names for one of JAX."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        **{"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes)},
+        **{"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"},
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"localhost:{port}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
+        "KERAS_DISTRIBUTION_PROCESS_ID": str(number),
+    }
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run_together(commands, cwd=ROOT, patience=PATIENCE, **variables):
+    """Runs one command for each process and waits; the texts each has printed. Ends all as soon as one fails."""
+    port = free_port()
+    outputs = [tempfile.TemporaryFile("w+") for _ in commands]
+    children = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=cwd,
+            env={**environment(i, len(commands), port), **variables},
+            stdout=outputs[i],
+            stderr=subprocess.STDOUT,
+        )
+        for i, command in enumerate(commands)
+    ]
+    end = time.monotonic() + patience
+    try:
+        while any(child.poll() is None for child in children) and time.monotonic() < end:
+            if any(child.poll() for child in children):
+                time.sleep(2)  # the others may still say why
+                break
+            time.sleep(0.1)
+        codes = [child.poll() for child in children]
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+    texts = []
+    for file in outputs:
+        file.seek(0)
+        texts.append(file.read())
+        file.close()
+    return codes, texts

@@ -1,0 +1,145 @@
+"""Two processes on torch, and two or four devices or two processes on JAX, take the steps that one device takes."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_abra.layers import FeatureStatisticsUncertainty
+from tests import parallel_steps
+from tests.parallel_steps import MUTANTS, injected, run
+from tests.processes import ROOT, run_together
+
+BACKEND = keras.backend.backend()
+if BACKEND == "tensorflow":
+    pytest.skip("test_mirrored_strategy.py is TensorFlow's", allow_module_level=True)
+
+torch_only = pytest.mark.skipif(BACKEND != "torch", reason="each process is a replica on torch only")
+
+MISTAKEN = [f"{case}/{mistake}" for mistake, case in MUTANTS.items()]
+if BACKEND == "torch":
+    ONE = ["diagonal", "low_rank", "domain", "coral", "mmd", "dsu", "erm", "clipped", "uneven"]
+    MANY = {"processes": [*ONE, "norm", "noise", "noise/no mistake", *MISTAKEN]}
+else:  # each case is compiled anew
+    ONE = ["coral", "mmd", "domain", "dsu"]
+    MANY = {"2 devices": [*ONE, *MISTAKEN], "4 devices": ["coral"], "processes": ["coral", "domain"]}
+COMPARED = [(where, case) for where, cases in MANY.items() for case in cases if case in ONE]
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """What was found on many devices: `{where: [results of each process]}`; on JAX also on "1 device"."""
+    folder, found, flags = tmp_path_factory.mktemp("many"), {}, ""
+    if BACKEND == "jax":
+        flags = "--xla_backend_optimization_level=0"  # compiles in half the time
+        arguments = []
+        for where, cases in {"1 device": ONE, **MANY}.items():
+            if where != "processes":
+                arguments += ["--", f"{folder / where}.npz:{where[0]}", *cases]
+        environment = {**os.environ, "KERAS_BACKEND": "jax"}
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {flags}"
+        command = [sys.executable, "-m", "tests.parallel_steps", *arguments[1:]]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+        found = {file.stem: [np.load(file)] for file in folder.iterdir()}
+    files = [folder / f"{i} of 2.npz" for i in range(2)]
+    commands = [["-m", "tests.parallel_steps", file, *MANY["processes"]] for file in files]
+    codes, texts = run_together(commands, KERAS_BACKEND=BACKEND, XLA_FLAGS=flags)
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
+    return found | {"processes": [np.load(file) for file in files]}
+
+
+@pytest.fixture(scope="session")
+def one(many):
+    """What one device finds, by case."""
+    if BACKEND == "jax":
+        return lambda case: {k: v for k, v in many["1 device"][0].items() if k.startswith(f"{case} ")}
+    with injected(0):
+        found = {case: run(case) for case in ONE}
+    return found.__getitem__
+
+
+def mismatches(found, expected, case=None):
+    """Names of what differs, gradients by the bound of 1e-4 (float32)."""
+    name = next(iter(expected)).split()[0]
+    whole = np.sqrt(sum(np.sum(np.square(v)) for k, v in expected.items() if " gradient " in k))
+    wrong = []
+    for key, value in expected.items():
+        got = found[key.replace(name, case or name, 1)]
+        least = 1e-3 * whole if " gradient " in key else 1e-2
+        difference = np.linalg.norm(got.astype("float64") - value) / max(np.linalg.norm(value), least)
+        if not difference <= 1e-4:
+            wrong.append(f"{key}: {difference:.1e}")
+    return wrong
+
+
+@pytest.mark.parametrize(("where", "case"), COMPARED)
+def test_gradients_weights_state_logs_and_predictions_equal_those_of_one_device(where, case, many, one):
+    expected = one(case)
+    assert sum(" gradient " in key for key in expected) > 5
+    for found in many[where]:
+        assert mismatches(found, expected) == []
+
+
+def test_all_processes_end_alike(many):
+    first, second = many["processes"]
+    for key in first.files:
+        if "/" not in key and key != "draw":
+            np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
+@torch_only
+def test_with_plain_batch_normalization_it_is_the_mean_of_the_replicas_given_the_global_spread(many, monkeypatch):
+    own, seen = FeatureStatisticsUncertainty.uncertainty, []
+
+    def note(self, statistics, experiment=None):
+        seen[-1].append(statistics)
+        return own(self, statistics)
+
+    def given(self, statistics, experiment=None):
+        place = int(self.name.rpartition("_")[2]) - 1
+        return own(self, ops.concatenate([found[place] for found in seen]))
+
+    def step(number):
+        with injected(number):
+            return run("norm", number, 2)
+
+    monkeypatch.setattr(FeatureStatisticsUncertainty, "uncertainty", note)
+    for number in range(2):
+        seen.append([])
+        step(number)
+    monkeypatch.setattr(FeatureStatisticsUncertainty, "uncertainty", given)
+    parts = [step(number) for number in range(2)]
+    assert not np.allclose(parts[0]["norm gradient 0"], parts[1]["norm gradient 0"], rtol=0.1)
+    for found in many["processes"]:
+        assert mismatches(found, {key: (parts[0][key] + parts[1][key]) / 2 for key in parts[0]}) == []
+
+
+@torch_only
+def test_noise_differs_between_replicas_and_is_a_function_of_the_seed(many):
+    first, second = many["processes"]
+    assert np.abs(first["draw"] - second["draw"]).max() > 0.1
+    again = {k: v for k, v in first.items() if k.startswith("noise ")}
+    assert len(again) > 5 and mismatches(first, again, "noise/no mistake") == []
+
+
+@pytest.mark.parametrize("mistake", MUTANTS)
+def test_the_comparison_sees(mistake, many, one):
+    found, case = many["processes" if BACKEND == "torch" else "2 devices"][0], MUTANTS[mistake]
+    expected = {k: v for k, v in found.items() if k.startswith("noise ")} if case == "noise" else one(case)
+    assert any(" gradient " in name for name in mismatches(found, expected, f"{case}/{mistake}"))
+
+
+@torch_only
+def test_a_step_sends_the_gradients_and_a_few_numbers_a_stage(many):
+    sent, plain = (many["processes"][0][f"bytes {case}"] for case in ("diagonal", "uneven"))
+    model = parallel_steps.CASES["diagonal"](backbone=parallel_steps.smooth(), embedding_dim=None)
+    weights = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert sent.max() == plain.max() == 4 * weights
+    # sums and squares of mean and deviation, and their count; three more losses, and these as three more metrics
+    stages = sum(4 * (1 + 4 * stage.channels) for stage in model.stages)
+    assert sent.sum() - plain.sum() == stages + 3 * 4 + 3 * 2 * 8
