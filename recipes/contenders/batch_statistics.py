@@ -2,24 +2,39 @@
 
 import keras
 import numpy as np
+from keras import ops
 
-from contenders.replace_norms import replace_norms, twin
+from contenders.replace_norms import replace_norms
 
 
-class BatchStatisticsNorm(keras.layers.BatchNormalization):
-    """Batch normalization by the mini-batch at hand, in inference too; its moving statistics never move."""
+class BatchStatisticsNorm(keras.layers.Layer):
+    """A batch normalization's own scale and offset after the statistics of the mini-batch at hand, always.
 
-    def call(self, inputs, training=None, mask=None):
-        return super().call(inputs, training=True, mask=mask)
+    Args:
+        norm: the `BatchNormalization` whose weights it shares.
+    """
+
+    def __init__(self, norm):
+        super().__init__(name=f"{norm.name}_batch_statistics")
+        self.norm = norm
+
+    def call(self, inputs, mask=None):
+        axis = self.norm.axis % len(inputs.shape)
+        mean, variance = ops.moments(inputs, [i for i in range(len(inputs.shape)) if i != axis])
+        scale, offset = (None if w is None else ops.convert_to_tensor(w) for w in (self.norm.gamma, self.norm.beta))
+        return ops.batch_normalization(inputs, mean, variance, axis, offset, scale, self.norm.epsilon)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
 
 def with_batch_statistics(network):
-    """The network, normalizing every mini-batch it is given by that mini-batch's own statistics."""
-    return replace_norms(network, lambda layer: twin(layer, BatchStatisticsNorm, momentum=1.0))
+    """The network, with the same weights, normalizing every mini-batch by that mini-batch's own statistics."""
+    return replace_norms(network, BatchStatisticsNorm)
 
 
 def predict_by_group(network, images, groups):
-    """Outputs of `network` with the batch statistics of each group taken whole, in the order of the images.
+    """Output of `with_batch_statistics(network)`, each group taken whole, in the order of the images.
 
     With experiments as groups this is AdaBN (Li et al., "Revisiting Batch Normalization For Practical Domain
     Adaptation", ICLR Workshop 2017), re-estimated on all of an experiment, and the test time of BEN (Lin & Lu, bioRxiv
@@ -27,12 +42,12 @@ def predict_by_group(network, images, groups):
     uses no labels, but an experiment's images together: transductive, to be reported apart.
 
     Args:
-        network: Functional `keras.Model` with one output.
+        network: what `with_batch_statistics` gives, with one output.
         images: `(samples, height, width, channels)`.
         groups: `(samples,)`, the group of each.
     """
-    adaptive, groups = with_batch_statistics(network), np.asarray(groups)
+    groups = np.asarray(groups)
     outputs = np.zeros((len(images), *network.output_shape[1:]), "float32")
     for group in np.unique(groups):
-        outputs[groups == group] = adaptive.predict_on_batch(images[groups == group])
+        outputs[groups == group] = network.predict_on_batch(images[groups == group])
     return outputs

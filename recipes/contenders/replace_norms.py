@@ -18,11 +18,9 @@ def replace_norms(model, make):
     return keras.models.clone_model(model, clone_function=clone, recursive=True)
 
 
-def twin(layer, kind=keras.layers.BatchNormalization, **changes):
-    """A built layer of the configuration and with the weights of this batch normalization, under a name of its own."""
-    config = {**layer.get_config(), "name": f"{layer.name}_twin", **changes}
-    copy = kind.from_config(config)
-    rank, channels = layer.input_spec.ndim, layer.moving_mean.shape[0]
-    copy.build((*[None] * (rank - 1), channels))
+def twin(layer):
+    """A batch normalization of its own, with the configuration and the weights that this one has now."""
+    copy = keras.layers.BatchNormalization.from_config({**layer.get_config(), "name": f"{layer.name}_twin"})
+    copy.build((*[None] * (layer.input_spec.ndim - 1), layer.moving_mean.shape[0]))
     copy.set_weights(layer.get_weights())
     return copy

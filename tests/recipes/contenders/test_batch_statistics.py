@@ -1,6 +1,6 @@
 import keras
 import numpy as np
-from contenders.batch_statistics import predict_by_group
+from contenders.batch_statistics import predict_by_group, with_batch_statistics
 
 from keras_abra import embedding_neck
 
@@ -25,8 +25,10 @@ def test_every_group_is_normalized_by_its_own_statistics_in_sub_models_too():
     neck = embedding_neck(2, 3)
     network = keras.Model(image, neck(x))
     norm.set_weights([np.array(w, "float32") for w in ([2, 0.5], [1, -1], [7, 7], [9, 9])])
+    adaptive = with_batch_statistics(network)
+    neck.layers[1].set_weights([2 * neck.layers[1].get_weights()[0]])  # weights are shared, also when they change
     before = [np.array(w) for w in network.get_weights()]
-    found = predict_by_group(network, IMAGES, GROUPS)
+    found = predict_by_group(adaptive, IMAGES, GROUPS)
     for group in (0, 1):
         x = normalized(IMAGES[GROUPS == group], norm.get_weights()).mean((1, 2))
         first, dense, second = neck.layers

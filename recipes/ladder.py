@@ -1,0 +1,243 @@
+"""ABRA against everything a user would pick instead, on experiments never seen.
+
+    python recipes/ladder.py                                    # quick: five methods, three seeds, two CPU cores
+    python recipes/ladder.py --preset full --output runs/full   # all methods, tuned alike: hours
+    python recipes/ladder.py --preset ablation                  # ABRA's variants, each beside its random control
+
+Draws synthetic screens, trains every method on each with the same network, data order and rule of convergence
+(`converge.Converge`), and scores id_test and val, and test once, at the end. With `--trials` each method's settings are
+chosen first, by accuracy on the validation experiments of a screen that is used for nothing else; the same number of
+trials for each. The output folder gets `ladder.md`, `ladder.csv`, `test_time.csv`, `cells.csv` and `ladder.png`.
+
+A run that was killed goes on with the same command: a finished training (method, settings, screen, seed) is never
+repeated, and more seeds or methods are added to the folder in the same way.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+from ladder_methods import ABLATION, METHODS, method_settings, trial_settings
+from ladder_report import write_report
+
+# Screens by what they are for; none serves two ends. Seed i of a preset has the i-th screen from its first one on.
+DEVELOPMENT = 1000
+RULE = {"warmup": 2, "patience": 6, "least": 12, "most": 60, "decay": 0.5}
+SCREEN = {"batch_effect": 1.0, "image_size": 48, "treatments": 44, "train": 14, "val": 4, "test": 12}
+PRESETS = {
+    "quick": {
+        "methods": ["erm", "arcface", "dsu", "abra_random", "abra"],
+        "first_screen": 2000,
+        "seeds": 3,
+        "repeats": 1,
+        "trials": 0,
+        "screen": SCREEN | {"train": 8, "test": 8},
+        "rule": RULE | {"patience": 4, "least": 10, "most": 30},
+    },
+    "full": {
+        "methods": [*METHODS],
+        "first_screen": 4000,
+        "seeds": 5,
+        "repeats": 2,
+        "trials": 8,
+        "screen": SCREEN,
+        "rule": RULE,
+    },
+    "ablation": {
+        "methods": ["erm", "arcface", "dsu", "abra_random", "abra", *ABLATION],
+        "first_screen": 3000,
+        "seeds": 3,
+        "repeats": 1,
+        "trials": 0,
+        "screen": SCREEN,
+        "rule": RULE,
+    },
+}
+
+
+def main(argv=None):
+    args = parse(argv)
+    plan = make_plan(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    settings = {method: method_settings(method) for method in plan["methods"]}
+    if plan["trials"]:
+        settings = tune(plan, args)
+    cells = final_cells(plan, settings)
+    run_cells(cells, args)
+    results = [(cell, json.loads(cell_file(args.output, cell).read_text())["result"]) for cell in cells]
+    return write_report(results, args.output, "python recipes/ladder.py " + " ".join(argv or sys.argv[1:]))
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of {', '.join(METHODS)}; or of the ablation's")
+    parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
+    parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
+    parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")
+    parser.add_argument("--train-experiments", type=int, help="training experiments (quick 8, others 14)")
+    parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET)")
+    parser.add_argument("--workers", type=int, help="processes, of one core each (default: one a core)")
+    args = parser.parse_args(argv)
+    for name, least in (("seeds", 1), ("trials", 0), ("train_experiments", 1), ("workers", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}; received {getattr(args, name)}")
+    args.output = args.output or Path("runs") / f"ladder-{args.preset}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    args.workers = args.workers or cores
+    return args
+
+
+def make_plan(args):
+    """The preset, with what the command line changes."""
+    plan = dict(PRESETS[args.preset])
+    for name in ("methods", "seeds", "trials"):
+        if getattr(args, name) is not None:
+            plan[name] = getattr(args, name)
+    plan["screen"] = dict(plan["screen"])
+    for name, value in (("batch_effect", args.batch_effect), ("train", args.train_experiments)):
+        if value is not None:
+            plan["screen"][name] = value
+    return plan
+
+
+def final_cells(plan, settings):
+    """Every method on every screen with every seed. The only cells that score test."""
+    screens = [plan["screen"] | {"seed": plan["first_screen"] + i} for i in range(plan["seeds"])]
+    return [
+        make_cell(method, settings[method], screen, plan["repeats"] * i + repeat, plan, ["id_test", "val", "test"])
+        for i, screen in enumerate(screens)
+        for repeat in range(plan["repeats"])
+        for method in plan["methods"]
+    ]
+
+
+def tune(plan, args):
+    """Settings of each method: the trial that is best on the validation experiments of the development screen."""
+    screen = plan["screen"] | {"seed": DEVELOPMENT}
+    trials = {
+        method: [
+            make_cell(method, trial_settings(method, i), screen, 0, plan, ["id_test", "val"])
+            for i in range(plan["trials"])
+        ]
+        for method in plan["methods"]
+    }
+    run_cells([cell for cells in trials.values() for cell in cells], args)
+    best = {}
+    for method, cells in trials.items():
+        found = [json.loads(cell_file(args.output, cell).read_text())["result"] for cell in cells]
+        scores = [-1.0 if r["diverged"] else r["splits"]["val"]["accuracy"] for r in found]
+        best[method] = cells[scores.index(max(scores))]["settings"]
+    write_whole(args.output / "tuned.json", {"trials": plan["trials"], "screen": screen, "settings": best})
+    return best
+
+
+def make_cell(method, settings, screen, seed, plan, splits):
+    return {
+        "method": method,
+        "settings": settings,
+        "screen": screen,
+        "seed": seed,
+        "rule": plan["rule"],
+        "splits": splits,
+        "backend": keras.backend.backend(),
+    }
+
+
+def cell_file(output, cell):
+    digest = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:12]
+    method = re.sub(r"[^a-z0-9_.]+", "-", cell["method"])
+    return output / "cells" / f"{method}-screen{cell['screen']['seed']}-seed{cell['seed']}-{digest}.json"
+
+
+def run_cells(cells, args):
+    """Runs what is not there yet, the screens first; every result is written whole or not at all."""
+    missing = [cell for cell in cells if not cell_file(args.output, cell).exists()]
+    print(f"{len(cells)} trainings, {len(cells) - len(missing)} of them done before", flush=True)
+    screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
+    start = time.monotonic()
+    with processes(min(args.workers, len(missing))) as run:
+        for _ in run(prepare_screen, [(args.output, screen) for screen in screens.values()]):
+            pass
+        for done, line in enumerate(run(finish_cell, [(args.output, cell) for cell in missing]), 1):
+            left = (time.monotonic() - start) / done * (len(missing) - done)
+            print(f"[{done}/{len(missing)}, {left / 60:.0f} min left] {line}", flush=True)
+
+
+class processes:
+    """Runs a function over tasks, in this process or in `count` others of one core each; results as they come."""
+
+    def __init__(self, count):
+        self.count, self.executor = count, None
+
+    def __enter__(self):
+        if self.count > 1:
+            for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+                os.environ[name] = "1"
+            os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
+            context = multiprocessing.get_context("spawn")
+            self.executor = ProcessPoolExecutor(self.count, mp_context=context, initializer=end_with_parent)
+        return self.run
+
+    def run(self, function, tasks):
+        if self.executor is None:
+            yield from map(function, tasks)
+            return
+        for future in as_completed([self.executor.submit(function, task) for task in tasks]):
+            yield future.result()
+
+    def __exit__(self, *error):
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+def end_with_parent():
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def prepare_screen(task):
+    from ladder_screens import screen_records
+
+    output, screen = task
+    return screen_records(output / "screens", screen)
+
+
+def finish_cell(task):
+    """Runs one cell and writes its file; gives a line to print."""
+    from ladder_cell import run_cell
+
+    output, cell = task
+    result = run_cell(cell, output / "screens")
+    file = cell_file(output, cell)
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, {"cell": cell, "result": result})
+    accuracies = ", ".join(f"{split} {100 * found['accuracy']:.1f}" for split, found in result["splits"].items())
+    return f"{file.stem}: {accuracies} % after {result['epochs']} epochs"
+
+
+def write_whole(file, content):
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(file)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"ladder.py: error: {error}")

@@ -1,0 +1,104 @@
+"""The screens of the ladder, and what a training sees of one."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from contenders.mixup import mixup
+
+from tfrecords import (
+    batches_across,
+    batches_within,
+    build_records,
+    channel_statistics,
+    cutmix,
+    gain_and_bias,
+    list_sites,
+    read_records,
+    write_screen,
+)
+from tfrecords.preprocess import augment, standardize
+
+CELL_TYPES = ("HUVEC", "RPE", "HEPG2", "U2OS")
+TOGETHER = 4  # experiments in a mini-batch, for penalties between experiments
+BY_GROUP = {"experiment": {"group": "experiment"}, "plate": {"group": "plate", "well_types": ("negative_control",)}}
+
+
+def screen_records(folder, screen):
+    """Folder of the records of a screen; drawn and built if they are not there, anew where a kill cut that off.
+
+    Args:
+        folder: where screens are kept.
+        screen: dict with `seed`, `batch_effect`, `image_size`, `treatments` and the numbers of experiments `train`,
+            `val` and `test`, dealt to the four cell types in turn.
+    """
+    name = "-".join(f"{key}{screen[key]}" for key in sorted(screen))
+    records, pictures = Path(folder) / name / "records", Path(folder) / name / "pictures"
+    if not (records / "manifest.json").is_file():
+        shutil.rmtree(Path(folder) / name, ignore_errors=True)
+        experiments = {split: _deal(screen[split]) for split in ("train", "val", "test")}
+        options = {key: screen[key] for key in ("seed", "batch_effect", "image_size", "treatments")}
+        write_screen(pictures, experiments=experiments, **options)
+        build_records(pictures, records)
+        shutil.rmtree(pictures)
+    return records
+
+
+def _deal(count):
+    return {name: len(range(i, count, len(CELL_TYPES))) for i, name in enumerate(CELL_TYPES) if i < count}
+
+
+def training_data(records, settings, seed, classes, experiments):
+    """The mini-batches of `fit`: the same order for every method that draws them at random.
+
+    Args:
+        records: folder.
+        settings: of the method.
+        seed: of order and augmentation.
+        classes: number of classes.
+        experiments: whether the model takes experiment ids.
+    """
+    size = settings["batch_size"]
+    batches = {
+        "random": lambda: None,
+        "experiment": lambda: batches_within("experiment"),
+        "across": lambda: batches_across(TOGETHER, size // TOGETHER),
+    }[settings["batches"]]()
+    data = read_records(
+        records,
+        "train",
+        batch_size=size,
+        training=True,
+        seed=seed,
+        batches=batches,
+        augment=(augment, gain_and_bias) if settings["augment"] == "gain_and_bias" else augment,
+        normalize=_normalize(records, "train", settings),
+        experiment_ids=experiments,
+        cache="memory",
+    )
+    if "mix" not in settings:
+        return data
+    mix = {"mixup": mixup, "cutmix": cutmix}[settings["mix"]]
+
+    def mixed(images, labels):
+        places = tf.range(1, tf.size(labels) + 1, dtype=tf.int64)  # a seed that the batch's own labels make
+        draw = tf.reduce_sum(tf.cast(labels + 1, tf.int64) * places**2)
+        return mix(images, labels, (tf.constant(seed, tf.int64), draw), classes, settings["alpha"])
+
+    return data.map(mixed)
+
+
+def split_images(records, split, settings, kinds=("treatment",)):
+    """Table of a split's sites and their normalized images, in one order."""
+    sites = list_sites(records, split, kinds)
+    data = read_records(
+        records, split, batch_size=128, kinds=kinds, metadata=True, normalize=_normalize(records, split, settings)
+    )
+    return sites, np.concatenate([images for images, *_ in data.as_numpy_iterator()])
+
+
+def _normalize(records, split, settings):
+    if settings["normalize"] == "image":
+        return standardize
+    return channel_statistics(records, split, **BY_GROUP[settings["normalize"]])

@@ -1,0 +1,148 @@
+"""The ladder on screens of four classes and 24 pixels."""
+
+import json
+
+import keras
+import ladder
+import ladder_cell
+import ladder_methods
+import numpy as np
+import pandas as pd
+import pytest
+from ladder_methods import METHODS, build_contender, method_settings, trial_settings
+
+SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
+RULE = {"warmup": 1, "patience": 1, "least": 1, "most": 2, "decay": 0.5}
+TINY = {"batch_size": 8, "width": 2, "embedding_dim": 6}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """Every preset at its smallest."""
+    for name, value in TINY.items():
+        monkeypatch.setitem(ladder_methods.COMMON, name, value)
+    for plan in ladder.PRESETS.values():
+        for name, value in (("screen", SCREEN), ("rule", RULE)):
+            monkeypatch.setitem(plan, name, value)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """One folder for all tests: screens are drawn once."""
+    return tmp_path_factory.mktemp("ladder")
+
+
+def start(output, *arguments):
+    return ladder.main([*arguments, "--workers", "1", "--output", str(output)])
+
+
+def cell(method, seed=0):
+    plan = ladder.PRESETS["quick"]
+    screen = SCREEN | {"seed": plan["first_screen"]}
+    return ladder.make_cell(method, method_settings(method), screen, seed, plan, ["id_test", "val", "test"])
+
+
+def test_a_run_that_was_cut_goes_on_and_repeats_nothing(output, monkeypatch):
+    run_cell, ran = ladder_cell.run_cell, []
+
+    def once(one, screens):
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        ran.append(one["method"])
+        return run_cell(one, screens)
+
+    monkeypatch.setattr(ladder_cell, "run_cell", once)
+    with pytest.raises(KeyboardInterrupt):
+        start(output, "--methods", "erm", "abra", "--seeds", "1")
+    assert ran == ["erm"] and not (output / "ladder.md").exists()
+    files = sorted((output / "cells").iterdir())
+    assert len(files) == 1 and json.loads(files[0].read_text())["cell"]["method"] == "erm"
+    before = files[0].read_bytes()
+
+    monkeypatch.setattr(
+        ladder_cell, "run_cell", lambda one, screens: ran.append(one["method"]) or run_cell(one, screens)
+    )
+    table = start(output, "--methods", "erm", "abra", "--seeds", "1")
+    assert ran == ["erm", "abra"] and files[0].read_bytes() == before
+    assert list(table["method"]) == ["erm", "abra"] and np.isfinite(table["vs_erm"][1])
+    start(output, "--methods", "abra", "erm", "--seeds", "1")
+    assert ran == ["erm", "abra"]
+    assert {"ladder.md", "ladder.csv", "test_time.csv", "cells.csv"} <= {p.name for p in output.iterdir()}
+    cells = pd.read_csv(output / "cells.csv")
+    assert set(cells["split"]) == {"id_test", "val", "test", "adabn", "nearest_class", "tvn"}
+
+
+def test_a_cell_run_twice_gives_the_same_numbers(output):
+    """The first time is that of the test before."""
+    once = cell("abra")
+    file = ladder.cell_file(output, once)
+    if not file.exists():
+        start(output, "--methods", "abra", "--seeds", "1")
+    first = json.loads(file.read_text())["result"]
+    second = json.loads(json.dumps(ladder_cell.run_cell(once, output / "screens")))
+    for result in (first, second):
+        for what in ("step_seconds", "finished"):
+            del result[what]
+    assert first == second
+    assert set(first["splits"]) == {"id_test", "val", "test"}
+    assert set(first["test_time"]) == {"adabn", "nearest_class", "tvn"}
+    assert first["steps"] == 2 * first["epochs"] and 3 <= first["epochs"] <= 4  # 16 sites, batches of 8
+
+
+def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch):
+    seen = []
+
+    def fake(one, screens):
+        seen.append(one)
+        value = one["settings"]["learning_rate"] / 0.02  # the largest rate is the best
+        found = {
+            "accuracy": value,
+            "well_accuracy": value,
+            "cell_type": {},
+            "experiment": {"HUVEC-01": {"accuracy": value, "count": 1}},
+        }
+        done = {"epochs": 1, "steps": 1, "step_seconds": 1.0, "step_cost": 1.0, "at_most": False, "diverged": False}
+        return done | {"splits": {split: found for split in one["splits"]}}
+
+    monkeypatch.setattr(ladder_cell, "run_cell", fake)
+    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
+    start(tmp_path, "--methods", "erm", "arcface", "--trials", "8", "--seeds", "2")
+    trials = [one for one in seen if one["screen"]["seed"] == ladder.DEVELOPMENT]
+    final = [one for one in seen if one not in trials]
+    assert len(trials) == 16 and all(one["splits"] == ["id_test", "val"] for one in trials)
+    assert [one["screen"]["seed"] for one in final] == [2000, 2000, 2001, 2001]
+    assert all("test" in one["splits"] and one["settings"]["learning_rate"] == 0.02 for one in final)
+    assert json.loads((tmp_path / "tuned.json").read_text())["settings"]["erm"]["learning_rate"] == 0.02
+
+
+def test_screens_of_one_end_serve_no_other():
+    first = sorted([ladder.DEVELOPMENT, *(plan["first_screen"] for plan in ladder.PRESETS.values())])
+    assert min(np.diff(first)) >= 1000 and 0 not in first
+
+
+def test_every_method_has_as_many_trials_each_another_and_first_its_own():
+    for method in METHODS:
+        trials = [trial_settings(method, i) for i in range(8)]
+        assert trials[0] == method_settings(method)
+        assert len({json.dumps(t, sort_keys=True) for t in trials}) == 8
+        assert {t["head"] for t in trials} == {trials[0]["head"]}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "abra:structure=domain_cell_type"])
+def test_every_contender_is_built_and_answers(method):
+    contender = build_contender(method_settings(method), (24, 24, 6), 4, ["HUVEC", "HUVEC", "RPE"], 2)
+    logits, embedding = contender.network(np.zeros((2, 24, 24, 6), "float32"))
+    assert tuple(logits.shape) == (2, 4) and tuple(embedding.shape) == (2, 6)
+    assert (contender.cost is None) == (method in ("csu", "adv_bn"))
+    assert (contender.cost or 1) == pytest.approx(1) or method.startswith("abra")
+    trained = {id(v) for v in contender.model.trainable_variables}
+    assert {id(v) for v in contender.network.trainable_variables} <= trained  # what is scored is what is trained
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="Unknown method 'dsuu'. Expected some of erm, arcface"):
+        ladder.main(["--methods", "dsuu", "--output", "unused"])
+
+
+def test_the_backend_is_part_of_a_cell():
+    assert cell("erm")["backend"] == keras.backend.backend()

@@ -1,0 +1,77 @@
+"""Tables from made results: two screens, one or two seeds, two experiments."""
+
+import numpy as np
+import pytest
+from ladder_report import adaptive_table, cells_table, differences, main_table, markdown, plot
+
+
+def scores(first, second):
+    experiments = {"HUVEC-03": {"accuracy": first, "count": 10}, "RPE-02": {"accuracy": second, "count": 10}}
+    mean = (first + second) / 2
+    types = {name.split("-")[0]: value for name, value in experiments.items()}
+    return {"accuracy": mean, "well_accuracy": mean + 0.1, "count": 20, "cell_type": types, "experiment": experiments}
+
+
+def result(first, second, steps=100, seconds=1.0, cost=1.0):
+    splits = {"id_test": scores(0.8, 0.6), "val": scores(0.5, 0.5), "test": scores(first, second)}
+    times = {name: scores(first + 0.1, second + 0.1) for name in ("adabn", "nearest_class", "tvn")}
+    done = {
+        "epochs": 5,
+        "steps": steps,
+        "step_seconds": seconds,
+        "step_cost": cost,
+        "at_most": False,
+        "diverged": False,
+    }
+    return done | {"splits": splits, "test_time": times}
+
+
+def cell(method, screen):
+    return {"method": method, "screen": {"seed": screen}, "seed": screen, "rule": {}, "settings": {}}
+
+
+RESULTS = [
+    (cell("erm", 1), result(0.2, 0.4)),
+    (cell("erm", 2), result(0.3, 0.5)),
+    (cell("abra_random:radius=1.0", 1), result(0.3, 0.3, steps=150, seconds=2.0, cost=1.9)),
+    (cell("abra_random:radius=1.0", 2), result(0.3, 0.5, steps=150, seconds=2.0, cost=1.9)),
+    (cell("abra:radius=1.0", 1), result(0.5, 0.3, steps=200, seconds=2.0, cost=None)),
+    (cell("abra:radius=1.0", 2), result(0.4, 0.6, steps=200, seconds=2.0, cost=None)),
+]
+
+
+def test_one_row_a_method():
+    table = main_table(RESULTS).set_index("method")
+    erm, random, abra = table.loc["erm"], table.loc["abra_random:radius=1.0"], table.loc["abra:radius=1.0"]
+    assert erm["test"] == pytest.approx(35) and erm["id_test"] == pytest.approx(70)
+    assert erm["worst"] == pytest.approx(25) and erm["test_wells"] == pytest.approx(45)
+    assert abra["HUVEC"] == pytest.approx(45) and abra["RPE"] == pytest.approx(45)
+    assert abra["worst"] == pytest.approx(35) and erm["test_sd"] == pytest.approx(100 * np.std([0.3, 0.4], ddof=1))
+    assert np.isnan(erm["vs_erm"]) and np.isnan(erm["vs_arcface"])
+    assert abra["vs_erm"] == pytest.approx(10) and abra["vs_erm_low"] < 10 < abra["vs_erm_high"]
+    assert abra["vs_random"] == pytest.approx(10) and np.isnan(random["vs_random"])
+    assert (random["cost_counted"], random["cost_timed"]) == pytest.approx((1.5 * 1.9, 3.0))
+    assert np.isnan(abra["cost_counted"]) and abra["cost_timed"] == pytest.approx(4)
+
+
+def test_differences_are_paired_by_screen_seed_and_experiment():
+    found = differences(cells_table(RESULTS), "test", "abra:radius=1.0", "erm")
+    np.testing.assert_allclose(np.concatenate(found), [[0.3, -0.1], [0.1, 0.1]])
+    assert differences(cells_table(RESULTS[:-1]), "test", "erm", "abra:radius=1.0") is None  # a screen is missing
+
+
+def test_what_adapts_stands_apart():
+    table = adaptive_table(RESULTS).set_index("method")
+    assert table.loc["erm", "adabn"] == pytest.approx(45)
+    assert table.loc["abra:radius=1.0", "vs_erm"] == pytest.approx(10)
+
+
+def test_page_and_picture(tmp_path):
+    table = main_table(RESULTS)
+    page = markdown(RESULTS, table, adaptive_table(RESULTS), "python recipes/ladder.py --seeds 2")
+    row = next(line for line in page.splitlines() if line.startswith("| erm | 70.0 "))
+    assert "| **35.0** |" in row and "`python recipes/ladder.py --seeds 2`" in page
+    assert "| abra:radius=1.0 | +10.0 [" in page
+    pytest.importorskip("matplotlib")
+    plot(table, tmp_path / "ladder.png")
+    assert (tmp_path / "ladder.png").stat().st_size > 5000

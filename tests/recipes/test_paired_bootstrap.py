@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from paired_bootstrap import paired_bootstrap
+
+
+def made(rng, screens, seeds, experiments, spreads, mean=1.5):
+    """Differences with known spreads between screens, seeds and experiments, and of what is left."""
+    a, b, c, d = spreads
+    shape = (seeds, experiments)
+    return [
+        mean
+        + a * rng.normal()
+        + b * rng.normal(size=(seeds, 1))
+        + c * rng.normal(size=shape[1])
+        + d * rng.normal(size=shape)
+        for _ in range(screens)
+    ]
+
+
+@pytest.mark.parametrize("spreads", [(2, 1, 2, 3), (1, 2, 3, 4)])
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(spreads):
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(200):
+        _, low, high = paired_bootstrap(made(rng, 5, 2, 8, spreads), draws=400, seed=seed)
+        hits += low <= 1.5 <= high
+    assert 0.92 <= hits / 200 <= 0.995
+
+
+def test_known_cases():
+    mean, low, high = paired_bootstrap([np.full((2, 3), 4.0), np.full((1, 2), 2.0)])
+    assert mean == 3 and low == pytest.approx(3 - 2**0.5) and high == pytest.approx(3 + 2**0.5)
+    assert paired_bootstrap([np.full((3, 4), 0.5)]) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_seeds_and_experiments_are_drawn_as_wholes():
+    """One bad experiment is bad for all seeds: more seeds do not make the interval narrower."""
+    experiments = np.array([-10.0, 0, 0, 0, 10, 0, 0, 0])
+    widths = []
+    for seeds in (1, 50):
+        _, low, high = paired_bootstrap([np.tile(experiments, (seeds, 1))])
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.1) and widths[0] > 5
+
+
+def test_the_same_seed_gives_the_same_interval():
+    differences = made(np.random.default_rng(0), 3, 2, 4, (1, 1, 1, 1))
+    assert paired_bootstrap(differences, draws=100) == paired_bootstrap(differences, draws=100)
+    assert paired_bootstrap(differences, draws=100) != paired_bootstrap(differences, draws=100, seed=1)
+
+
+def test_arrays_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"an array \(seeds, experiments\) for each"):
+        paired_bootstrap([np.zeros(3)])
