@@ -10,7 +10,7 @@ from keras_abra.losses import ArcFace
 CLASSES, EXPERIMENTS, BATCH = 5, 3, 8
 
 
-def tiny_backbone(dropout=0.2, regularizer=1e-2):
+def tiny_backbone(dropout=0.2, regularizer=1e-2, shape=(8, 8, 2)):
     """8x8x2 images; cuts `stem` and `stage1`; dropout, weight and activity regularization on both sides of the cuts."""
     l2 = keras.regularizers.L2(regularizer) if regularizer else None
     activity = keras.regularizers.L2(regularizer / 10) if regularizer else None
@@ -23,7 +23,7 @@ def tiny_backbone(dropout=0.2, regularizer=1e-2):
         y = layers.Dropout(dropout, seed=seed)(y)
         return layers.Activation("tanh", name=name, activity_regularizer=activity)(y)
 
-    image = keras.Input((8, 8, 2))
+    image = keras.Input(shape)
     x = block(image, 3, "stem", 1)
     x = layers.Add(name="stage1")([block(x, 3, "inner", 2), x])
     x = block(layers.AveragePooling2D(2)(x), 4, "last", 3)
@@ -38,7 +38,9 @@ def smooth_backbone():
     return keras.Model(image, keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.HeNormal(2), **conv)(x))
 
 
-def tiny_model(structure="diagonal", steps=1, perturb_after=("stem",), backbone=None, layer=None, **kwargs):
+def tiny_model(
+    structure="diagonal", steps=1, perturb_after=("stem",), backbone=None, layer=None, classes=CLASSES, **kwargs
+):
     """An `ABRAModel` that starts at full margin and adversary."""
     extra = {"num_experiments": EXPERIMENTS} if structure == "domain" else {}
     uncertainty = FeatureStatisticsUncertainty(
@@ -47,7 +49,7 @@ def tiny_model(structure="diagonal", steps=1, perturb_after=("stem",), backbone=
     defaults = {"loss": ArcFace(0.3, 4.0), "embedding_dim": 6, "perturbed_weight": 0.7, "warmup": 0}
     keras.utils.set_random_seed(3)
     return ABRAModel(
-        backbone or tiny_backbone(), CLASSES, perturb_after, uncertainty=uncertainty, **{**defaults, **kwargs}
+        backbone or tiny_backbone(), classes, perturb_after, uncertainty=uncertainty, **{**defaults, **kwargs}
     )
 
 

@@ -20,5 +20,22 @@ match keras.backend.backend():
 Trainer, Replicated = chosen.Trainer, chosen.Replicated
 fold_in_replica, global_rows, global_sum = chosen.fold_in_replica, chosen.global_rows, chosen.global_sum
 linearize, replicas = chosen.linearize, chosen.replicas
+replica_values, set_replica_values = chosen.replica_values, chosen.set_replica_values
+generator_state, set_generator_state = chosen.generator_state, chosen.set_generator_state
+process_index, wait_for_processes = chosen.process_index, chosen.wait_for_processes
 
-__all__ = ["Replicated", "Trainer", "fold_in_replica", "global_rows", "global_sum", "linearize", "replicas"]
+__all__ = [
+    "Replicated",
+    "Trainer",
+    "fold_in_replica",
+    "generator_state",
+    "global_rows",
+    "global_sum",
+    "linearize",
+    "process_index",
+    "replica_values",
+    "replicas",
+    "set_generator_state",
+    "set_replica_values",
+    "wait_for_processes",
+]

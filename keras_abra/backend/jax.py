@@ -41,6 +41,39 @@ def fold_in_replica(seed):
     return seed
 
 
+def replica_values(variable):
+    """The NumPy value of a `keras.Variable`: it is one on all devices."""
+    return [keras.ops.convert_to_numpy(variable.value)]
+
+
+def set_replica_values(variable, values):
+    """Sets what `replica_values` gave."""
+    (value,) = values
+    variable.assign(value)
+
+
+def generator_state():
+    """None: JAX has no global generator."""
+    return None
+
+
+def set_generator_state(state):
+    """Nothing, see `generator_state`."""
+
+
+def process_index():
+    """Number of this process among those that train together; 0 is the one that writes."""
+    return jax.process_index()
+
+
+def wait_for_processes():
+    """Returns when all processes that train together have come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("keras_abra")
+
+
 def _in_every_process(value):
     """The same global array with all its rows on each device: only what a process holds can it give to NumPy."""
     distribution = keras.distribution.distribution()

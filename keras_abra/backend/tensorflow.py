@@ -66,6 +66,42 @@ def fold_in_replica(seed):
     return seed + replica * tf.constant([1000003, 0], seed.dtype)
 
 
+def replica_values(variable):
+    """The NumPy values of a `keras.Variable`, one for each replica that this process holds."""
+    value = variable.value
+    return (
+        [part.numpy() for part in value.values]
+        if isinstance(value, tf.distribute.DistributedValues)
+        else [value.numpy()]
+    )
+
+
+def set_replica_values(variable, values):
+    """Sets what `replica_values` gave; a single value goes to every replica."""
+    value = variable.value
+    parts = value.values if isinstance(value, tf.distribute.DistributedValues) else [value]
+    for part, new in zip(parts, values * len(parts) if len(values) == 1 else values, strict=True):
+        part.assign(new)
+
+
+def generator_state():
+    """None: the state of TensorFlow's global generator cannot be read. Nothing of ours draws from it."""
+    return None
+
+
+def set_generator_state(state):
+    """Nothing, see `generator_state`."""
+
+
+def process_index():
+    """Number of this process among those that train together; 0 is the one that writes."""
+    return getattr(tf.distribute.get_strategy().cluster_resolver, "task_id", 0) or 0
+
+
+def wait_for_processes():
+    """Nothing: a strategy's processes go on together by themselves."""
+
+
 class Replicated:
     """Nothing: Keras's own `fit`, `evaluate` and `predict` know `tf.distribute` strategies."""
 

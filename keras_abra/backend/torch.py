@@ -101,6 +101,38 @@ def fold_in_replica(seed):
     return (seed.to(torch.int64) + apart).to(seed.dtype)  # modulo 2**32, as Keras takes it
 
 
+def replica_values(variable):
+    """The NumPy value of a `keras.Variable`."""
+    return [keras.ops.convert_to_numpy(variable.value)]
+
+
+def set_replica_values(variable, values):
+    """Sets what `replica_values` gave."""
+    (value,) = values
+    variable.assign(value)
+
+
+def generator_state():
+    """State of torch's global generator, a NumPy array."""
+    return torch.get_rng_state().numpy()
+
+
+def set_generator_state(state):
+    """Sets what `generator_state` gave."""
+    torch.set_rng_state(torch.from_numpy(state))
+
+
+def process_index():
+    """Number of this process among those that train together; 0 is the one that writes."""
+    return dist.get_rank() if replicas() > 1 else 0
+
+
+def wait_for_processes():
+    """Returns when all processes that train together have come here."""
+    if replicas() > 1:
+        dist.barrier()
+
+
 def _sum_all(tensors):
     """Each tensor summed over the replicas, in one message; None stays."""
     present = [t for t in tensors if t is not None]

@@ -1,0 +1,59 @@
+import os
+import signal
+import sys
+import threading
+
+
+class Termination:
+    """SIGTERM, the signal by which clusters ask a process to leave, turned into a question that is asked after each
+    step. Signals reach the main thread only: in another one nothing is caught.
+
+    Args:
+        grace: seconds from the signal after which the process ends at once, if the question was not asked.
+        code: exit code.
+        explain: function that gives the text printed on leaving.
+    """
+
+    def __init__(self, grace, code, explain):
+        self.grace, self.code, self.explain = grace, code, explain
+        self._before = self._timer = None
+        self.asked = False
+
+    def catch(self):
+        """From now on the signal is noted."""
+        self.asked = False
+        if threading.current_thread() is threading.main_thread() and self._before is None:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+
+    def release(self):
+        """Gives the signal back."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def leave(self):
+        """Ends the program.
+
+        Raises:
+            SystemExit: always.
+        """
+        self.release()
+        self._print("")
+        raise SystemExit(self.code)
+
+    def _note(self, number, frame):
+        self.asked = True
+        if self._timer is None:
+            self._timer = threading.Timer(self.grace, self._give_up)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _give_up(self):
+        self._print(f" no step ended within {self.grace:g} s;")
+        os._exit(self.code)
+
+    def _print(self, text):
+        print(f"\nSIGTERM:{text} {self.explain()}", file=sys.stderr, flush=True)

@@ -1,0 +1,225 @@
+"""A run that is killed and started again ends where the unbroken run ends.
+
+`KILLS=10 pytest tests/test_resumable_run.py` kills more often.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_abra import ResumableRun, run_state
+from tfrecords import build_records, write_screen
+
+KILLS = int(os.environ.get("KILLS", 0))
+BACKEND = keras.backend.backend()
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """32 sites in 2 experiments to train on, 16 pixels."""
+    folder = tmp_path_factory.mktemp("resumable")
+    few = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
+    write_screen(folder / "screen", image_size=16, treatments=4, experiments=few)
+    build_records(folder / "screen", folder / "records")
+    return folder / "records"
+
+
+def run(records, folder, replicas, chains):
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": BACKEND,
+        "OMP_NUM_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={replicas}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, "-m", "tests.killed_run", records, folder, str(replicas), *chains]
+    result = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(result.stdout)
+
+
+def check(results):
+    for result in results:
+        assert result["differences"] == [], result
+        events = result["chain"].split(",")
+        for event, code in zip(events, result["codes"], strict=False):
+            assert code == (75 if event.split("-")[0] in ("term", "validation") else -9), result
+        assert result["codes"][len(events) :] == [0], result
+
+
+def chains(seed):
+    """Random moments for `KILLS` kills, half of them inside an epoch and two inside a save, and half as many SIGTERMs;
+    or a chain of three in one run."""
+    draw = random.Random(seed)
+    if not KILLS:
+        return [f"step-{draw.choice([5, 10, 12])},save-{draw.randint(2, 20)},validation-1"]
+    inside = [f"step-{draw.choice([s for s in range(4, 31) if s % 8])}" for _ in range(KILLS // 2)]
+    saving = [f"save-{draw.randint(20, 120)}" for _ in range(2)]
+    anywhere = [f"time-{draw.random() * 3:.2f}" for _ in range(max(KILLS - KILLS // 2 - 2, 1))]
+    asked = [f"term-{draw.randint(4, 31)}" for _ in range(KILLS // 2 - 1)] + ["validation-3"]
+    return inside + saving + anywhere + asked
+
+
+def test_killed_at_any_moment_it_ends_where_the_unbroken_run_ends(records, tmp_path):
+    check(run(records, tmp_path, 1, chains(1)))
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has no replicas in one process on torch")
+@pytest.mark.skipif(BACKEND == "jax" and not KILLS, reason="by hand: the state is that of one device")
+def test_on_two_replicas_too(records, tmp_path):
+    check(run(records, tmp_path, 2, chains(2)[:1] if not KILLS else chains(2)))
+
+
+# In this process: any model and any data.
+
+
+def plain_model(units=3, rate=0.5):
+    keras.utils.set_random_seed(5)
+    image = keras.Input((4,))
+    x = keras.layers.Dropout(rate, seed=1)(keras.layers.BatchNormalization()(keras.layers.Dense(units)(image)))
+    model = keras.Model(image, keras.layers.Dense(2)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"])
+    return model
+
+
+def arrays(samples=24):
+    draw = np.random.default_rng(0)
+    return draw.normal(size=(samples, 4)).astype("float32"), draw.integers(0, 2, samples)
+
+
+class Interrupt(keras.callbacks.Callback):
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.epoch, self.batch = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.now, batch) == (self.epoch, self.batch):
+            raise KeyboardInterrupt
+
+
+def fit(folder, model=None, data=None, stop=None, epochs=5, options=None, **more):
+    model = model or plain_model()
+    x, y = data or arrays()
+    callbacks = [
+        keras.callbacks.CSVLogger(folder / "history.csv"),
+        keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True),
+    ]
+    run = ResumableRun(folder / "checkpoints", callbacks=callbacks, options=options)
+    given = [run] if stop is None else [run, Interrupt(*stop)]
+    try:
+        history = model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=given, **more)
+    finally:
+        run.close()
+    return model, history
+
+
+def end_of(model, history, folder):
+    values = {name: value.tobytes() for name, value in run_state.read_values(model, ("model", "optimizer")).items()}
+    return values, history.history, history.epoch, (folder / "history.csv").read_text()
+
+
+def test_any_model_goes_on_from_the_last_epoch(tmp_path):
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    expected = end_of(*fit(tmp_path / "whole"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "broken", stop=(3, 1))
+    model, history = fit(tmp_path / "broken")
+    assert end_of(model, history, tmp_path / "broken") == expected
+    assert history.epoch == [0, 1, 2, 3, 4] and len(pd.read_csv(tmp_path / "broken" / "history.csv")) == 5
+    model, history = fit(tmp_path / "broken")  # a run that has ended is at its end again
+    assert end_of(model, history, tmp_path / "broken") == expected
+
+
+def test_it_goes_on_to_more_epochs_in_the_same_process(tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    expected = end_of(*fit(tmp_path / "whole"), tmp_path / "whole")
+    model, _ = fit(tmp_path / "parts", epochs=2)
+    again, history = fit(tmp_path / "parts", model=model)
+    assert again is model and end_of(model, history, tmp_path / "parts") == expected
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": dict(units=4)}, r"model .*units is 3 in the checkpoint and 4 now"),
+        ({"model": dict(rate=0.4)}, r"model .*rate is 0.5 in the checkpoint and 0.4 now"),
+        ({"options": {"seed": 1}}, r"option seed is 0 in the checkpoint and 1 now"),
+        ({"options": {}}, r"option seed is there in the checkpoint only"),
+        ({"data": arrays(32)}, r"an epoch has 3 steps. Expected: data of 3 steps.*Received: 4 steps"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
+    fit(tmp_path, epochs=1, options={"seed": 0})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model = plain_model(**change.pop("model", {}))
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, model=model, **{"options": {"seed": 0}, "epochs": 2, **change})
+    assert {p: p.read_bytes() for p in before if p.name != "history.csv"} == {
+        p: data for p, data in before.items() if p.name != "history.csv"
+    }
+
+
+def test_layers_that_were_made_before_do_not_count(tmp_path):
+    fit(tmp_path, epochs=1)
+    keras.layers.Dense(1), keras.layers.Dropout(0.1)  # they move on the numbers in names
+    assert fit(tmp_path, epochs=2)[1].epoch == [0, 1]
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path):
+    (tmp_path / "whole").mkdir()
+    expected = end_of(*fit(tmp_path / "whole"), tmp_path / "whole")
+    fit(tmp_path, epochs=3)
+    file = max((tmp_path / "checkpoints").iterdir()) / "arrays.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="00000003 is damaged .*: the one before is used"):
+        model, history = fit(tmp_path)
+    assert end_of(model, history, tmp_path) == expected
+
+
+def test_every_needs_the_parts_of_a_run(tmp_path):
+    with pytest.raises(ValueError, match="every=2 saves inside an epoch.*for part in run.parts"):
+        plain_model().fit(*arrays(), verbose=0, callbacks=[ResumableRun(tmp_path / "c", every=2)])
+    with pytest.raises(ValueError, match="`every` must be a number of steps, 1 or more, or None. Received: 0"):
+        ResumableRun(tmp_path, every=0)
+
+
+def test_data_that_do_not_begin_where_the_run_goes_on_are_refused(tmp_path):
+    x, y = arrays()
+    with pytest.raises(KeyboardInterrupt):
+        run = ResumableRun(tmp_path, every=1)
+        for part in run.parts(2):
+            plain_model().fit(
+                x, y, batch_size=8, epochs=part.epochs, shuffle=False, verbose=0, callbacks=[run, Interrupt(0, 2)]
+            )
+    run = ResumableRun(tmp_path, every=1)
+    assert run.position == (0, 2)
+    with pytest.raises(ValueError, match="goes on at step 2 of epoch 0.*Expected: data of 2 steps, from step 1 on"):
+        for part in run.parts(2):
+            assert part.start == {"first_epoch": 0, "first_step": 1}
+            plain_model().fit(x, y, batch_size=8, epochs=part.epochs, shuffle=False, verbose=0, callbacks=[run])
+
+
+def test_sigterm_is_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    fit(tmp_path, epochs=1)
+    assert signal.getsignal(signal.SIGTERM) is before
