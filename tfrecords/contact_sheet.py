@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
+from tfrecords.image_batches import image_batches
 from tfrecords.listing import KINDS, read_index
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
@@ -45,7 +46,8 @@ def write_contact_sheet(dest, file, columns=6, edge=160):
     manifest = read_manifest(folder)
     sites = _choose(read_index(folder, manifest), columns)
     folder = local_folder(dest, tuple(set(sites["split"])), KINDS)
-    images = record_images(folder, sites, manifest)(tf.range(len(sites), dtype=tf.int64)).numpy()
+    source = record_images(folder, sites, manifest)
+    _, images = next(image_batches(source, tf.range(len(sites), dtype=tf.int64), len(sites)).as_numpy_iterator())
     pictures = [_shrink(to_rgb(image), edge) for image in images]
     width, height = pictures[0].width + _MARGIN, pictures[0].height + _TEXT + _MARGIN
     rows = {cell_type: row for row, cell_type in enumerate(dict.fromkeys(sites["cell_type"]))}

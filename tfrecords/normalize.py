@@ -7,6 +7,7 @@ import pandas as pd
 import tensorflow as tf
 
 from tfrecords.composition import GROUPS
+from tfrecords.image_batches import image_batches
 from tfrecords.listing import KINDS, list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
@@ -49,9 +50,10 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
             f"The split {split!r} has no wells of the types {well_types!r}. Expected some of {WELL_TYPES}."
         )
     sites = sites.reset_index(drop=True)
-    images_of = record_images(dest, sites, manifest)
+    source = record_images(dest, sites, manifest)
     step = max(1, 2**24 // int(np.prod(manifest["image_shape"])))
-    data = tf.data.Dataset.range(len(sites)).batch(step).map(lambda rows: _sums(images_of(rows)), tf.data.AUTOTUNE)
+    data = image_batches(source, tf.range(len(sites), dtype=tf.int64), step, lambda image: _sums(image[None])[0])
+    data = data.map(lambda _, sums: sums)
     sums = np.concatenate(list(data.as_numpy_iterator()))
     pixels = manifest["image_shape"][0] * manifest["image_shape"][1]
     keys = [sites[key] for key in GROUPS[group]] if group else np.zeros(len(sites), int)

@@ -1,5 +1,7 @@
 """Finished records -> tf.data pipelines of batches."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -7,13 +9,14 @@ from tfrecords import preprocess
 from tfrecords.cache import cached_images
 from tfrecords.composition import random_batches
 from tfrecords.devices import leave_gpu_to_backend
+from tfrecords.image_batches import image_batches
 from tfrecords.listing import list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
 from tfrecords.order import Passes
 from tfrecords.record_images import record_images
-from tfrecords.views import go_one_by_one, make_views
+from tfrecords.views import go_one_by_one, make_views, view_one
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -82,8 +85,8 @@ def read_records(
         worker: (number of this worker, number of workers). Each gives its part, `batch_size / workers`, of every
             batch, and all take the same number of steps: together they see exactly what one alone would see, in the
             same steps (augmented differently). Default: `(0, 1)`.
-        deterministic: give the batches in their order (default). False lets a batch that is ready overtake a late one;
-            what is in a batch stays the same.
+        deterministic: give the batches in their order (default). False lets a batch that is ready overtake a late one,
+            where `augment` or `normalize` are not the defaults; what is in a batch stays the same.
 
     Returns:
         tf.data.Dataset with known cardinality of (images `(batch, height, width, channels)`, int32 labels `(batch,)`),
@@ -122,35 +125,39 @@ def read_records(
     if ragged and workers > 1:
         raise ValueError("The last batch is not full, so that workers would get unequal parts. Pass pad=True.")
     size = batch_size // workers
-    images_of = record_images(dest, sites, manifest)
+    source = record_images(dest, sites, manifest)
     if cache is not None:
-        images_of = cached_images(images_of, dest, sites, manifest, cache)
+        source = cached_images(source, dest, sites, manifest, cache)
     normalized = normalizer(normalize, sites)
     labels = tf.constant(sites["label"].fillna(-1).to_numpy(np.int32))
     experiments = {name: i for i, name in enumerate(manifest["experiments"]["train"])}
     experiment = tf.constant(sites["experiment"].map(experiments).fillna(-1).to_numpy(np.int32))
     known = _metadata(sites) if metadata else None
     augment = augment if training else None
-    singly = go_one_by_one(augment, normalize) and not ragged
+    singly = go_one_by_one(augment, normalize)
+    steps = plan.steps - first_step
 
-    def load(epoch, step, marked):
-        if ragged:
-            marked = tf.boolean_mask(marked, marked >= 0)
-        rows = tf.where(marked < 0, -1 - marked, marked)
-        seeds = tf.random.experimental.stateless_fold_in(tf.stack([seed, epoch]), step * workers + number)
+    def seeds_of(epoch, step):
+        return tf.random.experimental.stateless_fold_in(tf.stack([seed, epoch]), step * workers + number)
+
+    def read_epoch(epoch):
+        rows = plan.rows(tf.constant(seed, tf.int64), epoch)
+        rows = tf.ensure_shape(rows, (plan.steps, batch_size))[first_step:, number * size : (number + 1) * size]
+        each, view = None, None
         if singly:
-            each = tf.random.stateless_uniform((size, 2), seeds, None, None, tf.int32)
-            return tf.fill((size,), epoch), marked, images_of(rows), each
-        images = make_views(images_of(rows), rows, seeds, augment, normalized, dtype)
-        return finish(epoch, marked, rows, images)
+            view = functools.partial(view_one, dtype=dtype)
+        if singly and augment is not None:
+            moves = tf.data.Dataset.range(first_step, plan.steps)
+            each = moves.map(lambda step: preprocess.draw_moves(size, seeds_of(epoch, step))).unbatch()
+        batches = image_batches(source, tf.reshape(rows, (steps * size,)), size, view, each)
+        return batches.enumerate(first_step).map(lambda step, batch: (epoch, step, *batch))
 
-    def view_one(epoch, marked, image, seeds):
-        return epoch, marked, make_views(image[None], None, seeds, augment, normalized, dtype)[0]
-
-    def finish_batch(epoch, marked, images):
-        return finish(epoch[0], marked, tf.where(marked < 0, -1 - marked, marked), images)
-
-    def finish(epoch, marked, rows, images):
+    def finish(epoch, step, marked, images):
+        if ragged:
+            marked, images = _leave_out_padding(marked, images)
+        rows = tf.where(marked < 0, -1 - marked, marked)
+        if not singly:
+            images = make_views(images, rows, seeds_of(epoch, step), augment, normalized, dtype)
         if experiment_ids:
             images = {"image": images, "experiment": tf.gather(experiment, rows)}
         batch = (images, tf.gather(labels, rows))
@@ -159,12 +166,6 @@ def read_records(
         if metadata:
             batch += ({key: tf.gather(values, rows) for key, values in known.items()},)
         return epoch, batch
-
-    def read_epoch(epoch):
-        rows = plan.rows(tf.constant(seed, tf.int64), epoch)
-        rows = tf.ensure_shape(rows, (plan.steps, batch_size))[first_step:, number * size : (number + 1) * size]
-        steps = tf.data.Dataset.from_tensor_slices(rows).enumerate(first_step)
-        return steps.map(lambda step, rows: (epoch, step, rows))
 
     passes = Passes(first_epoch)
 
@@ -180,17 +181,25 @@ def read_records(
             return tf.nest.map_structure(tf.identity, batch)
 
     dataset = tf.data.Dataset.range(1).map(lambda _: begin()).flat_map(read_epoch)
-    dataset = dataset.map(load, tf.data.AUTOTUNE, deterministic=deterministic)
-    if singly:
-        dataset = dataset.unbatch().map(view_one, tf.data.AUTOTUNE, deterministic=True).batch(size, drop_remainder=True)
-        dataset = dataset.map(finish_batch)
+    dataset = dataset.map(finish, tf.data.AUTOTUNE, deterministic=deterministic)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset = dataset.enumerate(first_step).map(hand_out)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(plan.steps - first_step))
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.experimental_optimization.inject_prefetch = False
+    # TensorFlow fails to fuse a look into a table with the batches.
+    options.experimental_optimization.map_and_batch_fusion = cache != "memory"
+    if singly:
+        options.threading.max_intra_op_parallelism = 1  # Many images at once, each in one thread.
     return dataset.with_options(options)
+
+
+def _leave_out_padding(marked, images):
+    def leave_out():
+        return tf.boolean_mask(marked, marked >= 0), tf.boolean_mask(images, marked >= 0)
+
+    return tf.cond(tf.reduce_all(marked >= 0), lambda: (marked, images), leave_out)
 
 
 def _begin_rest(passes, epoch):

@@ -26,8 +26,21 @@ def make_views(images, rows, seeds, augment, normalize, dtype):
 
 
 def go_one_by_one(augment, normalize):
-    """Whether images can be augmented and normalized one by one, in the processor's cache: a quarter faster.
+    """Whether images can be augmented and normalized one by one, in the processor's cache: in half the time.
 
     So it is for WILDS's own two, which look at each image by itself. Of a function of the user's that is not known.
     """
     return augment in (None, preprocess.augment) and normalize is preprocess.standardize
+
+
+def view_one(image, moves=None, dtype="float32"):
+    """What `make_views` gives for one image with WILDS's augmentation, or none, and standardized.
+
+    Args:
+        image: uint8 `(height, width, channels)`.
+        moves: of `preprocess.draw_moves`.
+        dtype: of the result.
+    """
+    if moves is not None:
+        image = preprocess.move(image, moves)
+    return tf.cast(preprocess.standardize(image[None])[0], dtype)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrecords.preprocess import augment, standardize
+from tfrecords.preprocess import augment, draw_moves, move, standardize
 
 
 @pytest.fixture
@@ -56,12 +56,30 @@ def test_augment_gives_each_of_the_eight_symmetries_about_equally_often():
     assert (matches.sum(axis=0) > 60).all()  # 100 expected, standard deviation 9.4
 
 
-def test_one_image_alone_gets_each_of_the_eight_symmetries_as_well():
-    image = np.arange(36 * 2).reshape(6, 6, 2)
-    moved = [augment(tf.constant(image[None]), (1, number)).numpy()[0] for number in range(100)]
-    matches = np.array([[np.array_equal(one, other) for other in symmetries(image)] for one in moved])
-    assert (matches.sum(axis=1) == 1).all()
-    assert (matches.sum(axis=0) > 2).all()  # 12.5 expected, standard deviation 3.3
+def test_images_moved_one_by_one_are_those_of_the_batch(images):
+    for seed in ((1, 2), (5, 0)):
+        moves = draw_moves(len(images), seed)
+        assert len({tuple(one) for one in moves.numpy().tolist()}) == 8
+        expected = augment(images, seed)
+        np.testing.assert_array_equal([move(tf.constant(a), b) for a, b in zip(images, moves, strict=True)], expected)
+    with pytest.raises(ValueError, match="must be square; received 4 x 6 pixels"):
+        move(tf.zeros((4, 6, 1)), moves[0])
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 3), (520, 300, 5), (1, 1, 1)])
+def test_one_image_alone_is_standardized_as_in_a_batch(shape):
+    """In blocks of rows, the last of them smaller; bright images that hardly differ among them."""
+    rng = np.random.default_rng(0)
+    for image in (rng.integers(0, 256, shape, np.uint8), rng.integers(253, 256, shape, np.uint8)):
+        levels = image.astype(np.float64)
+        with np.errstate(all="ignore"):
+            expected = (levels - levels.mean((0, 1))) / levels.std((0, 1), ddof=1)
+        expected[~np.isfinite(expected)] = 0
+        one = standardize(tf.constant(image[None]))[0]
+        np.testing.assert_allclose(one, expected, atol=2e-5)
+        np.testing.assert_allclose(
+            one, standardize(tf.constant(np.stack([image] * 2)))[0], atol=2e-4
+        )  # Its mean is rounded.
 
 
 def test_augment_is_a_function_of_the_seed_and_keeps_the_type(images):

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfrecords.build import build_records
 from tfrecords.frames import frame, read_frames
+from tfrecords.image_batches import image_batches
 from tfrecords.listing import list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.read import read_records
@@ -16,11 +17,14 @@ BOTH = ("treatment", "control")
 
 def test_any_sites_are_read_in_any_order(records_tree, pixels_of):
     sites = list_sites(records_tree, "train", BOTH)
-    images_of = record_images(records_tree, sites, read_manifest(records_tree))
+    source = record_images(records_tree, sites, read_manifest(records_tree))
     for rows in ([3], [7, 0, 7], list(range(8))):
         expected = np.stack([pixels_of(site_id) for site_id in sites["site_id"][rows]])
-        np.testing.assert_array_equal(images_of(tf.constant(rows, tf.int64)), expected)
-    assert images_of(tf.constant([1, 2], tf.int64)).shape == (2, 8, 8, 6)
+        data = image_batches(source, tf.constant(rows, tf.int64), 2)
+        assert [len(images) for _, images in data] == [2] * (len(rows) // 2) + [1] * (len(rows) % 2)
+        np.testing.assert_array_equal(np.concatenate([images for _, images in data]), expected)
+        np.testing.assert_array_equal(np.concatenate([found for found, _ in data]), rows)
+        assert data.element_spec[1].shape == (None if len(rows) % 2 else 2, 8, 8, 6)
 
 
 @pytest.mark.parametrize("options", [{}, {"crop": 4}, {"channels": (1, 2, 3)}])
@@ -89,8 +93,14 @@ def test_a_flipped_bit_stops_the_reading_and_its_record_is_named(records):
 def test_only_the_damaged_record_is_affected(records):
     sites = list_sites(records, "train")
     damage(records, sites["shard"][2], flip(3))  # A length, by which a reader of the whole file would be lost.
-    images_of = record_images(records, sites, read_manifest(records))
-    assert images_of(tf.constant([0, 1, 3], tf.int64)).shape == (3, 8, 8, 6)
+    source = record_images(records, sites, read_manifest(records))
+    assert len(list(image_batches(source, tf.constant([0, 1, 3], tf.int64), 3))) == 1
+    rows = tf.constant([0, 1, 2, 3, 0, 1], tf.int64)
+    for size in (1, 2, 3, 6):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=f"record {sites['record'][2]}: damaged.*{sites['site_id'][2]}"
+        ):
+            list(image_batches(source, rows, size))
 
 
 def test_a_sound_record_of_another_site_is_not_taken(records):
