@@ -7,15 +7,18 @@ import keras
 class Converge(keras.callbacks.Callback):
     """Trains as long as a method needs, then lets the learning rate fall: warm up, hold, decay.
 
-    The rate rises over `warmup` epochs and is held until accuracy on the validation experiments has not been better
-    than its best for `patience` epochs; then it falls linearly to 0 over `decay` times the epochs it was held, and
-    training ends. So a method that learns slowly is given the epochs it takes, by the same rule as every other.
+    The rate rises over `warmup` epochs and is held until accuracy on the validation experiments, averaged over the last
+    `smooth` epochs, has not been better than its best for `patience` epochs; then it falls linearly to 0 over `decay`
+    times the epochs it was held, and training ends. So a method that learns slowly is given the epochs it takes, by the
+    same rule as every other.
 
     Args:
         accuracy: function without arguments, accuracy on the validation experiments.
         rate: learning rate while held.
         warmup: epochs.
         patience: epochs.
+        smooth: epochs; at a held rate the accuracy of single epochs is mostly noise (on the embedded screen it jumps
+            between 0.1 and 0.3).
         least, most: bounds of the number of held epochs.
         decay: length of the fall, as a part of the held epochs.
         stretch: all is drawn out by this factor once it has converged: 2 gives twice the steps.
@@ -24,10 +27,11 @@ class Converge(keras.callbacks.Callback):
     say what was done, and `at_most` whether it ended at the bound, not by patience.
     """
 
-    def __init__(self, accuracy, rate, warmup, patience, least, most, decay, stretch=1.0):
+    def __init__(self, accuracy, rate, warmup, patience, smooth, least, most, decay, stretch=1.0):
         super().__init__()
         self.accuracy, self.rate, self.warmup = accuracy, rate, warmup
-        self.patience, self.least, self.most = patience, least, most
+        self.patience, self.smooth = patience, smooth
+        self.least, self.most = least, most
         self.decay, self.stretch = decay, stretch
         self.best, self.since, self.fall, self.end, self.at_most = -math.inf, 0, None, None, False
         self.accuracies, self.seconds = [], []
@@ -53,9 +57,10 @@ class Converge(keras.callbacks.Callback):
 
     def _look(self, held):
         self.accuracies.append(self.accuracy())
+        recent = sum(self.accuracies[-self.smooth :]) / len(self.accuracies[-self.smooth :])
         self.since += 1
-        if self.accuracies[-1] > self.best:
-            self.best, self.since = self.accuracies[-1], 0
+        if recent > self.best:
+            self.best, self.since = recent, 0
         converged = self.since >= self.patience and held >= self.least
         if converged or held >= self.most:
             self.at_most = not converged

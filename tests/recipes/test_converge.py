@@ -13,7 +13,7 @@ def train(accuracies, **rule):
         last[0] = next(accuracies, last[0])
         return last[0]
 
-    options = {"warmup": 2, "patience": 2, "least": 3, "most": 10, "decay": 0.5} | rule
+    options = {"warmup": 2, "patience": 2, "smooth": 1, "least": 3, "most": 10, "decay": 0.5} | rule
     converge = Converge(accuracy, 1.0, **options)
     converge.set_model(SimpleNamespace(optimizer=SimpleNamespace(learning_rate=None), stop_training=False))
     rates = []
@@ -36,6 +36,11 @@ def test_the_rate_rises_is_held_until_accuracy_rests_and_falls_to_nothing():
 def test_a_method_that_learns_slowly_is_given_more_epochs():
     slow = [i / 20 for i in range(9)]
     assert len(train(slow)[1]) > len(train([0.3])[1]) == 2 + 3 + 2
+
+
+def test_smoothed_it_sees_a_rise_through_noise():
+    rising = [0.1, 0.3, 0.1, 0.3, 0.2, 0.4, 0.2, 0.4]  # rising, but not from each best epoch to the next two
+    assert len(train(rising, smooth=2)[0].accuracies) > len(train(rising, smooth=1)[0].accuracies)
 
 
 def test_it_ends_at_most_and_says_so():

@@ -12,7 +12,7 @@ import pytest
 from ladder_methods import METHODS, build_contender, method_settings, trial_settings
 
 SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
-RULE = {"warmup": 1, "patience": 1, "least": 1, "most": 2, "decay": 0.5}
+RULE = {"warmup": 1, "patience": 1, "smooth": 1, "least": 1, "most": 2, "decay": 0.5}
 TINY = {"batch_size": 8, "width": 2, "embedding_dim": 6}
 
 
