@@ -145,15 +145,25 @@ class ResumableRun(keras.callbacks.Callback):
             )
         self._forget()
         self._build()
-        for callback in self.callbacks:
-            callback.on_train_begin(logs)
         if self._description is None:
             self._description = describe_run(self.model, self.options)
         found = self._newest()
+        if found is not None:
+            self._check(found)
+        for callback in self.callbacks:
+            callback.on_train_begin(logs)
         self._training = True
         self._termination.catch()
         if found is None:
             return
+        self._restore(found, ("model", "optimizer", "keras"))  # metrics may not be built yet
+        self._replay = found if self._step else None
+        epochs = self.params.get("epochs", self._epoch)
+        self.model._initial_epoch = epochs if self._stopped else min(self._epoch, epochs)
+        self._saved = found.path
+
+    def _check(self, found):
+        """Refuses a checkpoint that is not of this run or not where its data begin."""
         check_same_run(found.state["run"], self._description, self.folder)
         if found.state["step"] and self._part is None:
             raise ValueError(
@@ -163,11 +173,6 @@ class ResumableRun(keras.callbacks.Callback):
         self._epoch, self._step = found.state["epoch"], found.state["step"]
         self._first = self._begin = found.state["begin"]
         self._check_length(found.state["steps"])
-        self._restore(found, ("model", "optimizer", "keras"))  # metrics may not be built yet
-        self._replay = found if self._step else None
-        epochs = self.params.get("epochs", self._epoch)
-        self.model._initial_epoch = epochs if self._stopped else min(self._epoch, epochs)
-        self._saved = found.path
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch

@@ -1,6 +1,8 @@
 """What the jobs have in common: folders, training with the epoch chosen on val, prediction, results."""
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,10 +10,13 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
-from keras_abra import ABRAModel, NonFiniteLossError
+from keras_abra import ABRAModel, NonFiniteLossError, ResumableRun
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
-from tfrecords import list_sites, read_records, site_ids_of_step
+from tfrecords import list_sites, read_manifest, read_records, site_ids_of_step
 from tfrecords.remote import is_remote
+
+CHECKPOINTS = "checkpoints"  # in the output folder, while the job runs
+EVERY = 200  # steps between checkpoints inside an epoch
 
 
 def folder_or_url(text):
@@ -23,25 +28,39 @@ def is_built(records):
     return is_remote(records) or (records / "manifest.json").is_file()
 
 
-def make_output(folder, name):
-    """The output folder, made: the given one, which must be new or empty, or `runs/NAME-0001` and so on."""
+def make_output(folder, name, resume=False):
+    """The output folder, made: the given one, which must be new or empty, or `runs/NAME-0001` and so on. With `resume`
+    the given one may also be that of a job that was stopped."""
     if folder is not None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        stopped = (folder / CHECKPOINTS).is_dir()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (resume and stopped):
+            hint = ", or go on with the job that was stopped there with --resume" if stopped else ""
             raise ValueError(
-                f"--output {folder} is in use: expected a new or empty folder. Choose another, or remove it."
+                f"--output {folder} is in use: expected a new or empty folder. Choose another, or remove it{hint}."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         return folder
+    if resume:
+        raise ValueError("--resume needs --output, the folder of the job that was stopped.")
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     number = 1
     while True:
         try:
-            (runs / f"{name}-{number:04d}").mkdir()
+            (runs / f"{name}-{number:04d}" / CHECKPOINTS).mkdir(parents=True)
         except FileExistsError:
             number += 1
         else:
             return runs / f"{name}-{number:04d}"
+
+
+def finished(folder, resume):
+    """The metrics of a job that ended, if it is to be resumed; else None."""
+    if not resume or folder is None or not (folder / "metrics.json").is_file():
+        return None
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    print(f"{folder} holds a finished job: there is nothing to resume.")
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def find_sites(records, split, kinds):
@@ -60,8 +79,19 @@ def make_strategy():
     return tf.distribute.get_strategy()
 
 
-def fit(model, train, records, splits, options, settings, output, seed):
-    """Trains, and leaves the model with the weights of the epoch that was best on the validation experiments."""
+def fit(model, read_train, records, splits, options, settings, output, seed, same):
+    """Trains, and leaves the model with the weights of the epoch that was best on the validation experiments. Goes on
+    from the checkpoints in `output`, if there are any.
+
+    Args:
+        model: compiled.
+        read_train: function of `first_epoch` and `first_step` that gives the training data from there on.
+        records, splits, options: the folder, the splits with labels, and how `read_records` is called.
+        settings: with `epochs` and `patience`.
+        output: folder.
+        seed: of the order of training.
+        same: dict of what must not have changed when the job goes on.
+    """
     callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
     validation = None
     if "val" in splits:
@@ -73,10 +103,16 @@ def fit(model, train, records, splits, options, settings, output, seed):
         if settings["patience"]:
             callbacks.append(keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max"))
     verbose, epochs = 1 if sys.stdout.isatty() else 2, settings["epochs"]
-    if not isinstance(model, ABRAModel):
-        callbacks.append(StopOnNonFiniteLoss())
+    watch = [] if isinstance(model, ABRAModel) else [StopOnNonFiniteLoss()]
+    shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it
+    same = {**same, **settings, "seed": seed, "records": hashlib.sha256(shards.encode()).hexdigest()}
+    run = ResumableRun(output / CHECKPOINTS, every=EVERY, callbacks=callbacks, options=same)
+    if position := run.position:
+        print(f"Goes on in epoch {position[0]} at step {position[1]} (both from 0)", flush=True)
+    common = {"validation_data": validation, "callbacks": [run, *watch], "verbose": verbose, "shuffle": False}
     try:
-        model.fit(train, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False)
+        for part in run.parts(epochs):
+            model.fit(read_train(**part.start), epochs=part.epochs, **common)
     except NonFiniteLossError as error:
         where = {"batch_size": options["batch_size"], "kinds": options["kinds"], "seed": seed}
         sites = site_ids_of_step(records, "train", epoch=error.epoch, step=error.step, **where)
@@ -97,3 +133,4 @@ def write_results(output, tables, metrics):
     temporary = output / "metrics.json.tmp"
     temporary.write_text(json.dumps(metrics, indent=2) + "\n")
     temporary.replace(output / "metrics.json")
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

@@ -8,12 +8,17 @@ accuracy on the validation experiments, scores the test experiments once, prints
 trains the same backbone and neck without the adversary. With several GPUs and TensorFlow it trains under
 MirroredStrategy by itself.
 
+A job that was stopped goes on with the same command line and `--resume`, from the checkpoints it left in `--output`, to
+the same result, bit for bit on a CPU. SIGTERM makes it save and leave with exit code 75.
+
 Output folder: `model.keras`, `history.csv`, `predictions.csv` and, written last, `metrics.json`.
 """
 
 import argparse
+import functools
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,7 +27,17 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "5")  # seconds: a log file is no place for a moving bar
 
 import keras
-from job import find_sites, fit, folder_or_url, is_built, make_output, make_strategy, predict, write_results
+from job import (
+    find_sites,
+    finished,
+    fit,
+    folder_or_url,
+    is_built,
+    make_output,
+    make_strategy,
+    predict,
+    write_results,
+)
 from methods import build_model, check_backbone, erm_loss, make_optimizer
 from scores import predictions_table, print_scores, score
 
@@ -75,13 +90,15 @@ REAL = ABRA | {
 
 def main(argv=None):
     args = parse(argv)
+    if metrics := finished(args.output, args.resume):
+        return metrics
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update(read_hparams(args.hparams, settings))
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
     if args.perturb_after:
         settings["stages"] = args.perturb_after
     check_backbone(settings["backbone"], args.method, settings["stages"])
-    output = make_output(args.output, "rxrx1")
+    output = make_output(args.output, "rxrx1", args.resume)
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
         keras.config.set_dtype_policy("mixed_float16")
@@ -94,8 +111,8 @@ def main(argv=None):
     for split in splits.keys() - labelled:
         print(f"Predicted, not scored: {split} has sites without a label")
     options = {"batch_size": settings["batch_size"], "kinds": kinds}
-    train = read_records(records, "train", training=True, seed=args.seed, **options)
-    steps = int(train.cardinality())
+    read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
+    steps = int(read_train().cardinality())
     shape = tuple(read_manifest(records)["image_shape"])
     print(
         f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}",
@@ -107,7 +124,8 @@ def main(argv=None):
         keras.utils.set_random_seed(args.seed)  # what came before must not count
         model = build_model(args.method, settings, shape, names)
         model.compile(optimizer=make_optimizer(settings, steps), metrics=["accuracy"], **erm_loss(args.method))
-    fit(model, train, records, labelled, options, settings, output, args.seed)
+    same = {"method": args.method, "mixed_precision": args.mixed_precision}
+    fit(model, read_train, records, labelled, options, settings, output, args.seed, same)
     model.save(output / "model.keras")
 
     metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
@@ -132,6 +150,9 @@ def parse(argv):
         help="folder of TFRecords to keep or reuse, or URL of one (default: in the output folder)",
     )
     parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1-0001 and so on, here)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
+    )
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
     parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(
@@ -200,7 +221,9 @@ def prepare_records(args, settings, output):
     source = args.data
     if source is None:
         source = output / "screen"
-        write_screen(source)
+        if not (source / "metadata.csv").is_file():
+            shutil.rmtree(source, ignore_errors=True)  # half-written by a job that was stopped
+            write_screen(source)
     build_records(source, records, image_size=settings["image_size"], label=args.label or "sirna_id")
     return records
 

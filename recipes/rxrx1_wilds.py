@@ -8,12 +8,16 @@ channels, cut to the centre 256 of 512 pixels, are the same images. Treatments a
 each site by itself; the epoch is chosen by `acc_avg` on the OOD validation experiments; test is scored once. `erm` is
 WILDS's baseline (published: val 19.4 %, test 29.9 %, id_test 35.9 %); the other methods have the neck of rxrx1.py.
 
+A job that was stopped goes on with the same command line and `--resume` (see rxrx1.py).
+
 Output folder: `rxrx1_split:SPLIT_seed:SEED_epoch:best_pred.csv` for val, test and id_test, which the WILDS leaderboard
 takes (a class a line, in the order of metadata.csv), `model.keras`, `history.csv` and, written last, `metrics.json`.
 """
 
 import argparse
+import functools
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,7 +28,17 @@ if not sys.stderr.isatty():
 import keras
 import numpy as np
 from coupled_adam import CoupledAdam
-from job import find_sites, fit, folder_or_url, is_built, make_output, make_strategy, predict, write_results
+from job import (
+    find_sites,
+    finished,
+    fit,
+    folder_or_url,
+    is_built,
+    make_output,
+    make_strategy,
+    predict,
+    write_results,
+)
 from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
 from rxrx1 import EMBEDDED, REAL, is_embedded
 from scores import predictions_table, print_scores, score
@@ -51,11 +65,13 @@ SMALL = EMBEDDED | {"learning_rate": 1e-2, "weight_decay": 1e-5, "epochs": 30}
 
 def main(argv=None):
     args = parse(argv)
+    if metrics := finished(args.output, args.resume):
+        return metrics
     settings = dict(SMALL if is_embedded(args) else PUBLISHED)
     settings.update({name: value for name, value in vars(args).items() if name in settings and value is not None})
     settings["weights"] = None if settings["backbone"] == "tiny_resnet" or args.weights == "none" else args.weights
     check_backbone(settings["backbone"], args.method, None)
-    output = make_output(args.output, "rxrx1_wilds")
+    output = make_output(args.output, "rxrx1_wilds", args.resume)
     keras.utils.set_random_seed(args.seed)
 
     records, table = prepare_records(args, output)
@@ -63,8 +79,8 @@ def main(argv=None):
     splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
     labelled = [split for split, sites in splits.items() if sites["label"].notna().all()]
     options = {"batch_size": settings["batch_size"], "kinds": KINDS}
-    train = read_records(records, "train", training=True, seed=args.seed, **options)
-    steps, shape = int(train.cardinality()), tuple(read_manifest(records)["image_shape"])
+    read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
+    steps, shape = int(read_train().cardinality()), tuple(read_manifest(records)["image_shape"])
     print(f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}")
 
     with make_strategy().scope():
@@ -74,7 +90,7 @@ def main(argv=None):
         )
         optimizer = CoupledAdam(make_schedule(settings, steps), l2=settings["weight_decay"])
         model.compile(optimizer=optimizer, metrics=["accuracy"], **erm_loss(args.method))
-    fit(model, train, records, labelled, options, settings, output, args.seed)
+    fit(model, read_train, records, labelled, options, settings, output, args.seed, {"method": args.method})
     # Saved with an optimizer that not only this recipe knows.
     model.compile("adam", metrics=["accuracy"], **erm_loss(args.method))
     model.optimizer.build(model.trainable_variables)
@@ -102,6 +118,9 @@ def parse(argv):
     parser.add_argument("--data", type=Path, help="RxRx1-WILDS, RxRx1 or Kaggle folder (default: the embedded screen)")
     parser.add_argument("--records", type=folder_or_url, help="folder of TFRecords to keep or reuse, or URL of one")
     parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1_wilds-0001 and so on)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
+    )
     parser.add_argument("--method", choices=("erm", "arcface", "dsu", "abra"), default="erm")
     parser.add_argument("--epochs", type=int, help="default: 90, or 30 on the embedded screen")
     parser.add_argument("--seed", type=int, default=0)
@@ -124,7 +143,9 @@ def prepare_records(args, output):
         source = Path(read_manifest(records)["source"])
     elif args.data is None:
         source = output / "screen"
-        write_screen(source)
+        if not (source / "metadata.csv").is_file():
+            shutil.rmtree(source, ignore_errors=True)  # half-written by a job that was stopped
+            write_screen(source)
         build_records(source, records, channels=CHANNELS)
     else:
         cut = {} if find_layout(source) == "wilds" else {"channels": CHANNELS, "crop": CROP}

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -145,3 +146,34 @@ def test_a_loss_that_is_not_finite_names_the_sites(method, screen, tmp_path, mon
     with pytest.raises(SystemExit, match="became nan in epoch 0, step 1 .*\n.*Sites of that step: (HUVEC|RPE)-01_"):
         rxrx1.main([str(a) for a in arguments])
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_job_that_is_told_to_leave_goes_on_with_resume(screen, tmp_path):
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    arguments = ("--data", screen, "--records", tmp_path / "records", "--method", "arcface", *OPTIONS)
+    assert recipe(tmp_path, *arguments, "--output", whole).returncode == 0
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    command = [sys.executable, str(RECIPE), *map(str, arguments), "--output", str(output), "--resume"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any((output / "checkpoints").glob("0*")):
+        time.sleep(0.02)
+    process.terminate()
+    errors = process.communicate()[1]
+    assert process.returncode == 75 and "SIGTERM: left in epoch" in errors and "Start the same again" in errors
+    assert not (output / "metrics.json").exists()
+    resumed = recipe(tmp_path, *arguments, "--output", output, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "Goes on in epoch" in resumed.stdout
+    for name in ("history.csv", "metrics.json", "predictions.csv"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+    assert sorted(p.name for p in output.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_a_job_that_ended_has_nothing_to_resume(tmp_path, capsys):
+    import rxrx1
+
+    (tmp_path / "metrics.json").write_text('{"method": "abra"}')
+    assert rxrx1.main(["--output", str(tmp_path), "--resume"]) == {"method": "abra"}
+    assert "there is nothing to resume" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--resume needs --output"):
+        rxrx1.main(["--resume"])

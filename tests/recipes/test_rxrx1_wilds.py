@@ -1,6 +1,7 @@
 """RxRx1-WILDS's job on small screens, in this process."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -137,3 +138,27 @@ def test_weight_decay_is_coupled_as_torchs_adam_has_it():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(layer.kernel), w, rtol=1e-4)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert again.l2 == 0.3
+
+
+def test_a_job_that_was_stopped_goes_on_with_resume(wilds, tmp_path, monkeypatch):
+    arguments = ("--data", wilds, "--records", tmp_path / "records", *OPTIONS, "--epochs", 2)
+    metrics = run(*arguments, "--output", tmp_path / "whole")
+
+    class Stop(keras.callbacks.CSVLogger):
+        """In the place of the table: stops the job inside its second epoch."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            if len(pd.read_csv(self.filename).index) if Path(self.filename).stat().st_size else 0:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.callbacks, "CSVLogger", Stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(*arguments, "--output", tmp_path / "out", "--resume")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="or go on with the job that was stopped there with --resume"):
+        run(*arguments, "--output", tmp_path / "out")
+    with pytest.raises(ValueError, match="option seed is 0 in the checkpoint and 1 now"):
+        run(*arguments, "--output", tmp_path / "out", "--resume", "--seed", 1)
+    assert run(*arguments, "--output", tmp_path / "out", "--resume") == metrics
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    pd.testing.assert_frame_equal(history, pd.read_csv(tmp_path / "whole" / "history.csv"))
