@@ -23,6 +23,7 @@ _HOME = {
     "batches_within": "composition",
     "batches_across": "composition",
     "batches_with_controls": "composition",
+    "batches_from_shares": "shares",
     "channel_statistics": "normalize",
     "site_ids_of_step": "order",
     "read_published": "published",

@@ -91,7 +91,7 @@ def batches_across(experiments, classes):
         rounds, turns = len(kinds) // classes, len(names) // experiments
 
         def draw(seed, epoch):
-            seeds = _seeds(seed, epoch, 4)
+            seeds = fold_seeds(seed, epoch, 4)
             chosen = permute(seeds[0], len(kinds))[: rounds * classes]
             chosen = tf.reshape(chosen, (rounds, 1, 1, classes))
             among = tf.argsort(_bits(seeds[1], (rounds, len(names))), axis=1, stable=True)
@@ -144,7 +144,7 @@ def batches_with_controls(controls):
             marked = plan.rows(seed, epoch)
             rows = tf.gather(targets, tf.where(marked < 0, ~marked, marked))
             plates = tf.gather(groups, rows[:, 0])
-            order = permute(_seeds(seed, epoch, 3)[2], len(context)) if shuffle else np.arange(len(context))
+            order = permute(fold_seeds(seed, epoch, 3)[2], len(context)) if shuffle else np.arange(len(context))
             order = tf.gather(context, order)
             order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
             # Each batch goes on among its plate's controls where the batch of this plate before it has stopped.
@@ -161,6 +161,12 @@ def batches_with_controls(controls):
 def permute(seeds, count):
     """A random order of `count` numbers, int64, from seeds `(2,)`; the same on each machine and release."""
     return tf.cast(tf.argsort(_bits(seeds, (count,)), stable=True), tf.int64)
+
+
+def fold_seeds(seed, epoch, count):
+    """Seeds `(2,)` of a plan's so many draws."""
+    start = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    return [tf.random.experimental.stateless_fold_in(start, i) for i in range(count)]
 
 
 def _grouped(groups, names, batch_size, shuffle, drop):
@@ -183,7 +189,7 @@ def _grouped(groups, names, batch_size, shuffle, drop):
     seen = np.where(scored, places, ~places)
 
     def draw(seed, epoch):
-        seeds = _seeds(seed, epoch, 2)
+        seeds = fold_seeds(seed, epoch, 2)
         order = permute(seeds[0], len(groups)) if shuffle else tf.range(len(groups), dtype=tf.int64)
         order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
         rows = tf.gather(order, seen)
@@ -208,11 +214,6 @@ def _rank(values):
     first = tf.searchsorted(ordered, ordered, side="left")
     rank = tf.range(tf.size(values)) - first
     return tf.cast(tf.tensor_scatter_nd_update(rank, order[:, None], rank), tf.int64)
-
-
-def _seeds(seed, epoch, count):
-    start = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    return [tf.random.experimental.stateless_fold_in(start, i) for i in range(count)]
 
 
 def _bits(seeds, shape):

@@ -65,7 +65,8 @@ def read_records(
             of this epoch and no other, and its cardinality that of the rest: Keras takes one length for all epochs of a
             `fit`. So `fit(rest, initial_epoch=e, epochs=e + 1)`, then `fit` with a dataset of `first_epoch` e + 1.
         batches: which sites share a batch, see `tfrecords.composition`: `random_batches()` (default),
-            `batches_within(group)`, `batches_across(experiments, classes)`, `batches_with_controls(controls)`.
+            `batches_within(group)`, `batches_across(experiments, classes)`, `batches_with_controls(controls)`,
+            `batches_from_shares(workers)`.
         drop_remainder: leave out the last batch (of each group) where it is not full. Default: in training, unless
             `pad`.
         pad: fill batches that are not full with sites of weight 0, and give the weights: every batch has the static
@@ -84,7 +85,8 @@ def read_records(
         cache: `"memory"`, or a folder, to keep the decoded pixels in; None (default) for none. See `cached_images`.
         worker: (number of this worker, number of workers). Each gives its part, `batch_size / workers`, of every
             batch, and all take the same number of steps: together they see exactly what one alone would see, in the
-            same steps (augmented differently). Default: `(0, 1)`.
+            same steps (augmented differently). Each reads from all shards, or, with
+            `batches=batches_from_shares(workers)`, from its own. Default: `(0, 1)`.
         deterministic: give the batches in their order (default). False lets a batch that is ready overtake a late one,
             where `augment` or `normalize` are not the defaults; what is in a batch stays the same.
 
