@@ -52,44 +52,47 @@ def image_batches(source, rows, size, view=None, each=None):
     found = places.enumerate().map(read, tf.data.AUTOTUNE, deterministic=True).batch(size, drop_remainder=even)
     # A batch with an image that cannot be read is left out, and the end filled. An error of the record itself must not
     # get this far: a file that cannot be opened gives it again and again (tensorflow #25700).
-    spec = found.element_spec
-    nothing = tf.data.Dataset.range(1).repeat().map(lambda _: (_nothing(spec[0]) - 1, *map(_nothing, spec[1:])))
-    found = found.ignore_errors().concatenate(nothing)
+    nothing = tf.data.Dataset.range(1).repeat().map(lambda _: _nothing(found.element_spec, size))
+    filled = found.ignore_errors().concatenate(nothing)
 
     def check(batch, planned_and_found):
         planned, (places, names, images) = planned_and_found
-        count = tf.size(planned, tf.int64)
-        due = tf.range(batch * size, batch * size + count)
-        lost = tf.cond(tf.size(places, tf.int64) == count, lambda: tf.reduce_any(places != due), lambda: True)
-        rows = _row_of(planned)
-        wrong = tf.cond(lost, lambda: _unreadable(source, rows), lambda: names != tf.gather(source.names, rows))
-        first = tf.gather(rows, tf.argmax(tf.cast(wrong, tf.int32)))
-        some = tf.reduce_any(wrong)
-        message = tf.cond(some, lambda: source.complain(first), lambda: _TRANSIENT)
-        with tf.control_dependencies([tf.debugging.Assert(~(some | lost), [message])]):
+        rows, count = _row_of(planned), tf.size(planned, tf.int64)
+        in_place = tf.reduce_max(places) == batch * size + count - 1
+        expected = tf.gather(source.names, rows)
+        right = in_place & tf.reduce_all(names[:count] == expected[: tf.size(names)])
+        message = tf.cond(right, lambda: "", lambda: _explain(source, rows))
+        with tf.control_dependencies([tf.debugging.Assert(right, [message])]):
             return planned, tf.identity(images)
 
     # One after the other: the first complaint is of the first image that is missing.
-    return tf.data.Dataset.zip((wanted.batch(size, drop_remainder=even), found)).enumerate().map(check)
+    return tf.data.Dataset.zip((wanted.batch(size, drop_remainder=even), filled)).enumerate().map(check)
 
 
-def _unreadable(source, rows):
-    """Which of some rows cannot be read, or are of another site: bool. After the first, no more is known."""
+def _explain(source, rows):
+    """What is wrong with the first of some rows that cannot be read, or is of another site."""
 
     def read(place, row):
         image, name = source.read(row)
         return place, name, image[0, 0, 0]  # Of an image that is not needed TensorFlow would decode nothing.
 
     found = tf.data.Dataset.from_tensor_slices(rows).enumerate().map(read).ignore_errors()
-    place, *others = found.element_spec
-    nothing = tf.data.Dataset.from_tensors((_nothing(place) - 1, *map(_nothing, others))).repeat()
+    nothing = tf.data.Dataset.from_tensors(_nothing(found.element_spec, 1)).repeat()
     count = tf.size(rows, tf.int64)
     places, names, _ = found.concatenate(nothing).take(count).batch(count).get_single_element()
-    return (places != tf.range(count)) | (names != tf.gather(source.names, rows))
+    wrong = (places != tf.range(count)) | (names != tf.gather(source.names, rows))
+    first = tf.gather(rows, tf.argmax(tf.cast(wrong, tf.int32)))
+    return tf.where(tf.reduce_any(wrong), source.complain(first), _TRANSIENT)
 
 
-def _nothing(spec):
-    return tf.zeros([size or 0 for size in spec.shape], spec.dtype)
+def _nothing(spec, size):
+    """An element that is in no place."""
+
+    def zeros(part):
+        return tf.zeros([size if edge is None else edge for edge in part.shape], part.dtype)
+
+    place, *others = spec
+    return (zeros(place) - 1, *map(zeros, others))
 
 
 def _row_of(rows):

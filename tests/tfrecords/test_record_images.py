@@ -96,7 +96,7 @@ def test_only_the_damaged_record_is_affected(records):
     source = record_images(records, sites, read_manifest(records))
     assert len(list(image_batches(source, tf.constant([0, 1, 3], tf.int64), 3))) == 1
     rows = tf.constant([0, 1, 2, 3, 0, 1], tf.int64)
-    for size in (1, 2, 3, 6):
+    for size in (1, 2, 3, 4, 5, 6, 7):
         with pytest.raises(
             tf.errors.InvalidArgumentError, match=f"record {sites['record'][2]}: damaged.*{sites['site_id'][2]}"
         ):
