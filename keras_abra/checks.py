@@ -56,6 +56,28 @@ def check_labels(y):
         )
 
 
+def check_mirrored(optimizer, steps_per_execution, run_eagerly):
+    """Raises a ValueError for what Keras's own training fails at on several replicas of a `tf.distribute` strategy."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    accumulates = bool(getattr(inner, "gradient_accumulation_steps", None))
+    if steps_per_execution > 1 and not run_eagerly:
+        raise ValueError(
+            "Keras cannot compile several steps an execution under a tf.distribute strategy ('You must feed a value "
+            f"for placeholder tensor'). Received: steps_per_execution={steps_per_execution}. Leave it at 1."
+        )
+    if accumulates and not run_eagerly:
+        raise ValueError(
+            "Keras cannot compile gradient accumulation under a tf.distribute strategy ('`merge_call` called "
+            "while defining a new graph'). Received: gradient_accumulation_steps="
+            f"{inner.gradient_accumulation_steps}. Leave it out: every replica adds its own gradients already."
+        )
+    if accumulates and (inner.clipnorm or inner.global_clipnorm or inner.clipvalue):
+        raise ValueError(
+            "Under a tf.distribute strategy Keras clips accumulated gradients replica by replica, before it sums them. "
+            "Leave out gradient_accumulation_steps, or clipnorm, global_clipnorm and clipvalue."
+        )
+
+
 def check_arguments(uncertainty, loss, alignment, embedding_dim, perturbed_weight, warmup, class_names, num_classes):
     """Raises a ValueError that names the first argument of `ABRAModel` that is of the wrong kind or out of range."""
     kinds = (

@@ -1,7 +1,7 @@
 import keras
 
 
-def embedding_neck(features, embedding_dim, dtype=None):
+def embedding_neck(features, embedding_dim, dtype=None, synchronized=False):
     """BatchNormalization-Dense-BatchNormalization from pooled features to the embedding, as RxRx1 practice has it.
 
     The Dense layer has no bias, which the normalization behind it would cancel; the moving statistics have momentum
@@ -12,15 +12,17 @@ def embedding_neck(features, embedding_dim, dtype=None):
         features: size of the pooled features.
         embedding_dim: size of the embedding.
         dtype: dtype policy of the layers. Default: the global one.
+        synchronized: as in `keras.layers.BatchNormalization`: whether to normalize over all replicas (TensorFlow only).
 
     Returns:
         A built `keras.Sequential`, `(batch, features)` to `(batch, embedding_dim)`.
     """
+    norm = {"momentum": 0.9, "synchronized": synchronized, "dtype": dtype}
     neck = keras.Sequential(
         [
-            keras.layers.BatchNormalization(momentum=0.9, dtype=dtype, name="neck_norm1"),
+            keras.layers.BatchNormalization(**norm, name="neck_norm1"),
             keras.layers.Dense(embedding_dim, use_bias=False, dtype=dtype, name="neck_dense"),
-            keras.layers.BatchNormalization(momentum=0.9, dtype=dtype, name="neck_norm2"),
+            keras.layers.BatchNormalization(**norm, name="neck_norm2"),
         ],
         name="neck",
     )

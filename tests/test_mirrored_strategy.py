@@ -1,58 +1,282 @@
-"""Two replicas take the step that one device takes on the global batch."""
+"""Replicas take the step that one device takes on the global batch."""
+
+import functools
+import itertools
 
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
+from keras_abra import backend, fused_step, uncertainty
 from keras_abra.layers import FeatureStatisticsUncertainty
-from tests.recording import RecordingOptimizer
-from tests.replicas import two_replicas
-from tests.tiny import smooth_backbone, tiny_batch, tiny_model
+from keras_abra.losses import DistributionAlignment
+from tests import replicas as on
+from tests.tiny import tiny_backbone, tiny_batch, tiny_model
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("MirroredStrategy is TensorFlow's", allow_module_level=True)
 
 import tensorflow as tf
 
+ONE, TWO = ("stem",), ("stem", "stage1")
+BOUND = 1e-4
+NONE = DistributionAlignment(weight=0.0)
 
-def one_step(strategy, structure, monkeypatch):
-    """Gradients, logs and running means after one step on eight samples from a fixed start."""
 
-    def start(self, uncertain, batch):
-        rows = ops.shape(uncertain.spread if uncertain.factors is None else uncertain.factors[:, 0])[-1]
-        return ops.tile(ops.cos(ops.cast(ops.arange(rows), "float32"))[None], (batch, 1))
+def alignment(kind, two_sided=False, **kwargs):
+    return DistributionAlignment(kind, 0.8, two_sided=two_sided, **kwargs)
 
-    monkeypatch.setattr(FeatureStatisticsUncertainty, "draw", start)
+
+def build(structure="diagonal", stages=TWO, steps=1, aligned=None, synchronized=True, layer=None):
+    backbone = tiny_backbone(dropout=0.0, synchronized=synchronized)
+    return tiny_model(structure, steps, stages, backbone, layer, alignment=aligned or alignment("symmetric_kl"))
+
+
+def both(monkeypatch, number, model):
+    """The step on one device and on that many replicas."""
     x, y = tiny_batch()
-    with strategy.scope():
-        model = tiny_model(structure, 2, backbone=smooth_backbone(), embedding_dim=None)
-        optimizer = RecordingOptimizer()
-        model.compile(optimizer=optimizer, metrics=["accuracy"])
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    logs = model.fit(data.with_options(options), verbose=0, shuffle=False).history
-    stage = model.stages[0]
-    means = [stage.experiment_means.numpy()] if structure == "domain" else []
-    return optimizer.recorded(), logs, means
+    on.draw_by_sample(monkeypatch)
+    expected = on.train(tf.distribute.get_strategy(), model, x, y)
+    return expected, on.train(on.mirrored(number), model, x, y)
 
 
-@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "domain"])
-def test_gradients_logs_and_means_equal_those_of_one_device(structure, monkeypatch):
-    expected, logs, means = one_step(tf.distribute.get_strategy(), structure, monkeypatch)
-    gradients, new_logs, new_means = one_step(two_replicas(), structure, monkeypatch)
-    whole = np.sqrt(sum(np.sum(np.square(g)) for g in expected))
-    for g, e in zip(gradients, expected, strict=True):
-        assert np.linalg.norm(g - e) <= 1e-4 * max(np.linalg.norm(e), 1e-3 * whole)
-    for name, value in logs.items():
-        assert new_logs[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
-    for a, b in zip(new_means, means, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+def check_state(state, expected):
+    for values, (value,) in zip(state, expected, strict=True):
+        for replica in values:
+            np.testing.assert_allclose(replica, value, rtol=1e-4, atol=1e-5)
+
+
+def check_logs(history, expected):
+    assert history.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(history[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "number, structure, stages, steps, aligned",
+    [
+        (2, "diagonal", TWO, 1, alignment("symmetric_kl", two_sided=True)),
+        (2, "low_rank", ONE, 2, alignment("jensen_shannon")),
+        (2, "domain", TWO, 2, alignment("mmd", two_sided=True)),
+        (2, "low_rank", TWO, 1, alignment("coral", two_sided=True)),
+        (4, "diagonal", ONE, 2, alignment("mmd")),
+        (4, "low_rank", TWO, 0, alignment("jensen_shannon", two_sided=True)),
+        (4, "domain", ONE, 1, alignment("coral")),
+        (4, "diagonal", TWO, 0, NONE),
+    ],
+)
+def test_with_synchronized_batch_norm_the_step_is_that_of_one_device(
+    monkeypatch, number, structure, stages, steps, aligned
+):
+    expected, found = both(monkeypatch, number, lambda: build(structure, stages, steps, aligned))
+    assert on.distance(found.gradients, expected.gradients) <= BOUND
+    check_state(found.state, expected.state)
+    check_logs(found.history, expected.history)
+
+
+@pytest.mark.parametrize(
+    "number, structure, stages, steps, aligned",
+    [
+        (2, "diagonal", TWO, 2, alignment("symmetric_kl", two_sided=True)),
+        (2, "low_rank", TWO, 1, alignment("jensen_shannon")),
+        (4, "diagonal", ONE, 1, NONE),
+    ],
+)
+def test_with_plain_batch_norm_it_is_the_mean_of_the_parts_given_the_global_spread(
+    monkeypatch, number, structure, stages, steps, aligned
+):
+    def model():
+        return build(structure, stages, steps, aligned, synchronized=False)
+
+    x, y = tiny_batch()
+    check_mean_of(on.one_after_another(monkeypatch, number, model, x, y), monkeypatch, number, model, x, y)
+
+
+@pytest.mark.parametrize("structure, kind", [("diagonal", "coral"), ("low_rank", "mmd")])
+def test_not_synchronized_at_all_each_replica_is_a_device_of_its_own(monkeypatch, structure, kind):
+    def model():
+        aligned = alignment(kind, two_sided=True, synchronized=False)
+        return build(structure, TWO, 1, aligned, synchronized=False, layer={"synchronized": False})
+
+    x, y = tiny_batch()
+    parts = []
+    for first in (0, 4):
+        on.draw_by_sample(monkeypatch, first)
+        part = {name: value[first : first + 4] for name, value in x.items()}
+        parts.append(on.train(tf.distribute.get_strategy(), model, part, y[first : first + 4]))
+    check_mean_of(parts, monkeypatch, 2, model, x, y)
+
+
+def check_mean_of(parts, monkeypatch, number, model, x, y):
+    on.draw_by_sample(monkeypatch)
+    found = on.train(on.mirrored(number), model, x, y)
+    mean = [np.mean(gradients, axis=0) for gradients in zip(*(part.gradients for part in parts), strict=True)]
+    assert on.distance(found.gradients, mean) <= BOUND
+    for values, *parts_values in zip(found.state, *(part.state for part in parts), strict=True):
+        for replica, (value,) in zip(values, parts_values, strict=True):
+            np.testing.assert_allclose(replica, value, rtol=1e-4, atol=1e-5)
+    check_logs(found.history, {name: np.mean([p.history[name] for p in parts], axis=0) for name in found.history})
+
+
+# Mutants: each of these mistakes is seen by the comparison above.
+
+
+def undivided(call):
+    """The term whose mean is the `call`-th to be taken in a step counts once for each replica."""
+
+    def mutate(monkeypatch, model):
+        right = fused_step._weighted_mean
+
+        def wrong(*args):
+            mean, calls = right(*args), itertools.count()
+            return lambda values: mean(values) * (2 if next(calls) == call else 1)
+
+        monkeypatch.setattr(fused_step, "_weighted_mean", wrong)
+
+    return mutate
+
+
+def undivided_regularizer(name):
+    def mutate(monkeypatch, model):
+        for regularizer in {getattr(layer, name, None) for layer in model.backbone.layers} - {None}:
+            regularizer.l2 = 2 * regularizer.l2
+
+    return mutate
+
+
+def per_replica(where):
+    """The spread of a replica's own part, in the search or where the perturbation is made of its coordinates."""
+
+    class Both(uncertainty.Uncertainty):
+        pass
+
+    def mutate(monkeypatch, model):
+        measure, function = FeatureStatisticsUncertainty.uncertainty, getattr(uncertainty, where)
+
+        def both(self, statistics, experiment=None):
+            found = Both(*measure(self, statistics, experiment))
+            found.own = uncertainty.diagonal(statistics, synchronized=False)
+            return found
+
+        monkeypatch.setattr(FeatureStatisticsUncertainty, "uncertainty", both)
+        monkeypatch.setattr(uncertainty, where, lambda u, *args: function(getattr(u, "own", u), *args))
+
+    return mutate
+
+
+def shared_noise(monkeypatch, model):
+    on.draw_by_sample(monkeypatch, shared=True)
+
+
+def not_synchronized(monkeypatch, model):
+    model.alignment.synchronized = False
+
+
+def detached(name):
+    """Sums or rows of all replicas, the gradient of each replica's loss kept to itself."""
+
+    def mutate(monkeypatch, model):
+        right = getattr(backend, name)
+
+        def own(value):
+            if name == "global_sum":
+                return value
+            before = tf.distribute.get_replica_context().replica_id_in_sync_group * tf.shape(value)[0]
+            after = tf.shape(right(tf.stop_gradient(value)))[0] - before - tf.shape(value)[0]
+            return tf.pad(value, [[before, after], [0, 0]])
+
+        def wrong(value):
+            return (
+                right(value) if value.dtype != tf.float32 else tf.stop_gradient(right(value) - own(value)) + own(value)
+            )
+
+        monkeypatch.setattr(backend, name, wrong)
+
+    return mutate
+
+
+MUTANTS = {
+    "the clean loss is not divided": undivided(0),
+    "the perturbed loss is not divided": undivided(1),
+    "the alignment is not divided": undivided(2),
+    "the regularization of weights is not divided": undivided_regularizer("kernel_regularizer"),
+    "the regularization of activity is not divided": undivided_regularizer("activity_regularizer"),
+    "the search takes the spread of a replica": per_replica("ascend"),
+    "the perturbation takes the spread of a replica": per_replica("offsets"),
+    "replicas share noise": shared_noise,
+}
+ALIGNMENT_MUTANTS = {
+    "each replica aligns its own rows": not_synchronized,
+    "rows keep their gradients to themselves": detached("global_rows"),
+}
+
+
+@functools.cache
+def reference(kind):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        on.draw_by_sample(monkeypatch)
+        return on.train(tf.distribute.get_strategy(), lambda: base(kind), *tiny_batch())
+
+
+def base(kind):
+    return build(aligned=alignment(kind, two_sided=True))
+
+
+def mutated_distance(kind, mutate, monkeypatch):
+    on.draw_by_sample(monkeypatch)
+
+    def model():
+        built = base(kind)
+        mutate(monkeypatch, built)
+        return built
+
+    return on.distance(on.train(on.mirrored(2), model, *tiny_batch()).gradients, reference(kind).gradients)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_comparison_sees_that(monkeypatch, mutant):
+    assert mutated_distance("symmetric_kl", MUTANTS[mutant], monkeypatch) > 10 * BOUND
+
+
+@pytest.mark.parametrize("mutant", ALIGNMENT_MUTANTS)
+@pytest.mark.parametrize("kind", ["coral", "mmd"])
+def test_the_comparison_of_alignments_over_the_batch_sees_that(monkeypatch, kind, mutant):
+    assert mutated_distance(kind, ALIGNMENT_MUTANTS[mutant], monkeypatch) > 10 * BOUND
+
+
+# DSU: the layer in a plain model, whose spread has a gradient.
+
+
+def dsu():
+    image = keras.Input((8, 8, 2), name="image")
+    experiment = keras.Input((), name="experiment", dtype="int32")
+    x = keras.layers.Conv2D(3, 3, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.01))(image)
+    x = FeatureStatisticsUncertainty(radius=None, seed=1)(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="tanh")(x))
+    x = keras.layers.Dense(5, activation="softmax")(x)
+    return keras.Model({"image": image, "experiment": experiment}, x)
+
+
+@pytest.mark.parametrize("mutant", [None, "global_sum"])
+def test_dsu_has_the_gradient_through_the_spread_of_all_replicas(monkeypatch, mutant):
+    x, y = tiny_batch()
+    on.draw_by_sample(monkeypatch)
+    expected = on.train(tf.distribute.get_strategy(), dsu, x, y)
+    if mutant:
+        detached(mutant)(monkeypatch, None)
+    found = on.train(on.mirrored(2), dsu, x, y)
+    if mutant:
+        assert on.distance(found.gradients, expected.gradients) > 10 * BOUND
+    else:
+        assert on.distance(found.gradients, expected.gradients) <= BOUND
+        check_logs(found.history, expected.history)
+
+
+# Noise.
 
 
 def test_replicas_draw_different_noise():
-    strategy = two_replicas()
+    strategy = on.mirrored(2)
     with strategy.scope():
         layer = FeatureStatisticsUncertainty(seed=1)
         layer.build((4, 8, 8, 3))
@@ -67,7 +291,7 @@ def test_replicas_draw_different_noise():
 
 
 def test_compiling_for_xla_is_refused():
-    with two_replicas().scope():
+    with on.mirrored(2).scope():
         model = tiny_model()
         with pytest.raises(ValueError, match="jit_compile=True does not work under a tf.distribute strategy"):
             model.compile("adam", jit_compile=True)

@@ -106,24 +106,78 @@ class Replicated:
     """Nothing: Keras's own `fit`, `evaluate` and `predict` know `tf.distribute` strategies."""
 
 
+def _agreed(optimizer, gradients, scale):
+    """What this replica gives to Keras, which clips a replica's own gradients, and looks for overflow in the first
+    replica's, before it sums them. With clipping: an equal part of the clipped sum, which is too short to be clipped
+    again. With a loss scale: NaN where any replica's gradients overflowed, so that all of them skip the step."""
+    number, inner = replicas(), getattr(optimizer, "inner_optimizer", optimizer)
+    if number == 1:
+        return gradients
+    known = [g for g in gradients if g is not None]
+    clips = bool(inner.clipnorm or inner.global_clipnorm or inner.clipvalue)
+    if clips:
+        known = global_sum(known)
+    if inner is not optimizer:
+        overflow = 1.0 - tf.cast(tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in known]), tf.float32)
+        overflow = overflow if clips else global_sum(overflow)
+        poison = tf.where(overflow > 0, float("nan"), 0.0)
+        known = [g + tf.cast(poison, g.dtype) for g in known]
+    if clips:
+        known = [g / number for g in _clip(inner, known, scale)]
+    known = iter(known)
+    return [None if g is None else next(known) for g in gradients]
+
+
+def _clip(optimizer, gradients, scale):
+    """As Keras clips, gradients that are times the loss scale."""
+    if optimizer.clipnorm:
+        return [tf.clip_by_norm(g, scale * optimizer.clipnorm) for g in gradients]
+    if optimizer.global_clipnorm:
+        return tf.clip_by_global_norm(gradients, scale * optimizer.global_clipnorm)[0]
+    bound = scale * optimizer.clipvalue
+    return [tf.clip_by_value(g, -bound, bound) for g in gradients]
+
+
 class Trainer(Replicated):
     """The part of `ABRAModel` that TensorFlow's `fit` calls."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Builds metrics and optimizer from one replica's part of a batch. Keras takes the mean of the parts, which
+        fails where they are not of one size, or belong to other processes."""
+        strategy = self._distribute_strategy
+        if iterator is not None and strategy is not None:
+            _, _, batches = next(iter(iterator))
+            data_batch = tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], next(batches))
+            iterator = None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is not None and y.shape[0] is None and not self.jit_compile:
             fewest, message = (2, self.one_sample_message) if replicas() == 1 else (1, self.no_sample_message)
-            tf.debugging.assert_greater_equal(tf.shape(y)[0], fewest, message=message)
+            enough = tf.debugging.assert_greater_equal(tf.shape(y)[0], fewest, message=message)
+            with tf.control_dependencies([enough] if enough is not None else []):  # else another error may come first
+                x, y = tf.nest.map_structure(tf.identity, (x, y))
         trainable = [tf.convert_to_tensor(v.value) for v in self.trainable_variables]
         state = [tf.convert_to_tensor(v.value) for v in self.non_trainable_variables]
-        result = self.fused_step(
-            linearize, trainable, state, x, y, sample_weight, self.optimizer.scale_loss(tf.constant(1.0))
-        )
+        scale = self.optimizer.scale_loss(tf.constant(1.0))
+        result = self.fused_step(linearize, trainable, state, x, y, sample_weight, scale)
         for variable, old, new in zip(self.non_trainable_variables, state, result.state, strict=True):
             if new is not old:
                 variable.assign(new)
         if self.trainable_variables:
             before = self.optimizer.iterations + 0
-            self.optimizer.apply_gradients(zip(result.gradients, self.trainable_variables, strict=True))
+            gradients = _agreed(self.optimizer, result.gradients, scale)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
             self.ramp.advance(self.optimizer.iterations - before)
-        return self.update_logs(result, x, y, sample_weight)
+        return self._logs_of_workers(self.update_logs(result, x, y, sample_weight))
+
+    def test_step(self, data):
+        return self._logs_of_workers(super().test_step(data))
+
+    def _logs_of_workers(self, logs):
+        """Between processes, Keras takes the mean of the logs over an axis that scalars do not have."""
+        strategy = self.distribute_strategy
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return logs
+        return {name: tf.reshape(value, (1,)) for name, value in logs.items()}

@@ -38,7 +38,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         perturb_after: names of backbone layers whose output is perturbed; every path must go through each. The first
             one decides f, and with it what a step costs; further ones cost nothing that counts.
         embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the
-            pooled features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition.
+            pooled features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition. It is
+            `synchronized` over the replicas if the backbone's batch normalization is.
         uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5, one
             ascent step of 0.5 (provisional).
         loss: `ArcFace` (default, margin 0.5 radians, scale 30) or `CosFace`.
@@ -121,7 +122,13 @@ class ABRAModel(backend.Trainer, keras.Model):
 
         self.pooling = _pooling(backbone.outputs[0], self.dtype_policy)
         features = int(backbone.outputs[0].shape[-1])
-        self.neck = None if embedding_dim is None else embedding_neck(features, embedding_dim, self.dtype_policy)
+        self.neck = None
+        if embedding_dim is not None:
+            synchronized = any(
+                isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized
+                for layer in _layers_within(backbone)
+            )
+            self.neck = embedding_neck(features, embedding_dim, self.dtype_policy, synchronized)
         self.head = CosineHead(num_classes, name="head")
         self.head.build((None, embedding_dim or features))
         self.stages = [_stage(self.uncertainty, i, part.outputs[0].shape) for i, part in enumerate(parts[:-1])]
@@ -196,7 +203,7 @@ class ABRAModel(backend.Trainer, keras.Model):
     def mask_seeds(self):
         """Seeds of the network's random masks (dropout), of which each replica needs its own; whether a stage inside
         the backbone acts is for all replicas to decide alike."""
-        inside = [layer for layer in self.backbone.layers if isinstance(layer, FeatureStatisticsUncertainty)]
+        inside = [layer for layer in _layers_within(self.backbone) if isinstance(layer, FeatureStatisticsUncertainty)]
         alike = {id(v) for layer in [*inside, *self.stages] for v in layer.non_trainable_variables}
         seeds = [v for v in self.non_trainable_variables if v.path.endswith("seed_generator_state")]
         return [v for v in seeds if id(v) not in alike]
@@ -234,19 +241,23 @@ class ABRAModel(backend.Trainer, keras.Model):
         it.
 
         Raises:
-            ValueError: if a loss is given, or `jit_compile=True` under a TensorFlow distribution strategy.
+            ValueError: if a loss is given; under a TensorFlow distribution strategy for `jit_compile=True` and what
+                `keras_abra.checks.check_mirrored` names.
         """
         if loss is not None:
             raise ValueError(
                 f"The loss belongs to the model: ABRAModel(..., loss=ArcFace(...)). Received in compile: {loss!r}"
             )
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's
-        if jit_compile is True and strategy is not None and strategy.num_replicas_in_sync > 1:
+        mirrored = strategy is not None and strategy.num_replicas_in_sync > 1
+        if jit_compile is True and mirrored:
             raise ValueError(
                 "jit_compile=True does not work under a tf.distribute strategy (XLA cannot reach the replicas' "
                 "variables). Leave jit_compile at 'auto'."
             )
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
+        if mirrored:
+            checks.check_mirrored(self.optimizer, self.steps_per_execution, self.run_eagerly)
         self._requested_jit_compile = jit_compile  # Keras keeps what "auto" came to, which another backend may not have
 
     def get_compile_config(self):
@@ -334,6 +345,14 @@ class _CrossEntropy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         return softmax_cross_entropy(y_true, y_pred)
+
+
+def _layers_within(model):
+    """The layers of a model and of the models in it."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _layers_within(layer)
 
 
 def _pooling(output, dtype):
