@@ -2,7 +2,7 @@
 one device with the replicas' parts one after another."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -27,11 +27,12 @@ def mirrored(number, collectives=False):
 
 class Step(NamedTuple):
     """What one `fit` left: the last gradients that the optimizer took, after reduction; the values of the non-trainable
-    variables, one for each replica; the history."""
+    variables, one for each replica; the history; the model."""
 
     gradients: list
     state: list
     history: dict
+    model: Any
 
 
 def pipeline(x, y, batch):
@@ -66,7 +67,7 @@ def train(strategy, build, x, y, batch=None, eagerly=True, optimizer=RecordingOp
     history = model.fit(pipeline(x, y, batch or len(y)), verbose=0, shuffle=False).history
     values = [strategy.experimental_local_results(v.value) for v in model.non_trainable_variables]
     state = [[local.numpy() for local in replicas] for replicas in values]
-    return Step(getattr(recording, "inner_optimizer", recording).recorded(), state, history)
+    return Step(getattr(recording, "inner_optimizer", recording).recorded(), state, history, model)
 
 
 def draw_by_sample(monkeypatch, first=0, shared=False):

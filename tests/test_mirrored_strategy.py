@@ -11,7 +11,7 @@ from keras_abra import backend, fused_step, uncertainty
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import DistributionAlignment
 from tests import replicas as on
-from tests.tiny import tiny_backbone, tiny_batch, tiny_model
+from tests.tiny import smooth_backbone, tiny_backbone, tiny_batch, tiny_model
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("MirroredStrategy is TensorFlow's", allow_module_level=True)
@@ -223,6 +223,7 @@ def base(kind):
 
 
 def mutated_distance(kind, mutate, monkeypatch):
+    expected = reference(kind)  # before anything is mutated
     on.draw_by_sample(monkeypatch)
 
     def model():
@@ -230,7 +231,7 @@ def mutated_distance(kind, mutate, monkeypatch):
         mutate(monkeypatch, built)
         return built
 
-    return on.distance(on.train(on.mirrored(2), model, *tiny_batch()).gradients, reference(kind).gradients)
+    return on.distance(on.train(on.mirrored(2), model, *tiny_batch()).gradients, expected.gradients)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
@@ -247,11 +248,12 @@ def test_the_comparison_of_alignments_over_the_batch_sees_that(monkeypatch, kind
 # DSU: the layer in a plain model, whose spread has a gradient.
 
 
-def dsu():
+def dsu(perturb=True):
     image = keras.Input((8, 8, 2), name="image")
     experiment = keras.Input((), name="experiment", dtype="int32")
     x = keras.layers.Conv2D(3, 3, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.01))(image)
-    x = FeatureStatisticsUncertainty(radius=None, seed=1)(x)
+    if perturb:
+        x = FeatureStatisticsUncertainty(radius=None, seed=1)(x)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="tanh")(x))
     x = keras.layers.Dense(5, activation="softmax")(x)
     return keras.Model({"image": image, "experiment": experiment}, x)
@@ -295,3 +297,43 @@ def test_compiling_for_xla_is_refused():
         model = tiny_model()
         with pytest.raises(ValueError, match="jit_compile=True does not work under a tf.distribute strategy"):
             model.compile("adam", jit_compile=True)
+
+
+# What replicas send each other in a step.
+
+
+def floats_sent(model):
+    """Numbers that a replica gives to each collective operation of one compiled step on four samples of its own; for
+    rows that are gathered the number of such operations is all that the graph knows."""
+    strategy = on.mirrored(2, collectives=True)
+    with strategy.scope():
+        built = model()
+        loss = {} if hasattr(built, "ramp") else {"loss": "sparse_categorical_crossentropy"}
+        built.compile(optimizer=keras.optimizers.SGD(), **loss)
+        built.optimizer.build(built.trainable_variables)
+    batch = next(iter(strategy.experimental_distribute_dataset(on.pipeline(*tiny_batch(), 8))))
+    step = tf.function(lambda batch: strategy.run(built.train_step, args=(batch,))).get_concrete_function(batch)
+    operations = [op for op in step.graph.get_operations() if op.device.endswith("CPU:0")]
+    reduced = [int(np.prod(op.inputs[0].shape)) for op in operations if op.type == "CollectiveReduceV2"]
+    gathered = sum(op.type == "CollectiveGatherV2" and op.inputs[0].dtype == tf.float32 for op in operations)
+    return sorted(reduced), gathered, sum(int(np.prod(v.shape)) for v in built.trainable_variables)
+
+
+def test_plain_training_sends_its_gradients():
+    sent, gathered, weights = floats_sent(lambda: dsu(perturb=False))
+    assert (sent, gathered) == ([weights], 0)
+
+
+@pytest.mark.parametrize(
+    "structure, statistics, rows",
+    [
+        ("diagonal", [1, 6, 6], 0),  # of 3 channels: count, then 2 C sums and 2 C sums of squares
+        ("low_rank", [], 1),  # 2 C numbers a sample
+        ("domain", [3, 18], 0),  # of 3 experiments: counts and sums
+    ],
+)
+def test_a_step_sends_its_gradients_and_the_statistics(structure, statistics, rows):
+    sent, gathered, weights = floats_sent(lambda: tiny_model(structure, 2, ONE, smooth_backbone(), embedding_dim=None))
+    batch_and_logs = [1] * 6
+    assert sent == sorted([weights, *statistics, *batch_and_logs])
+    assert gathered == rows

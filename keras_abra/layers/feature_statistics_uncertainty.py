@@ -132,7 +132,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         self.channels = input_shape[-1]
         if self.structure == "domain":
             rows = self.num_experiments
-            state = {"initializer": "zeros", "dtype": "float32", "trainable": False, "aggregation": "mean"}
+            state = {"initializer": "zeros", "dtype": "float32", "trainable": False}  # alike in all replicas
             self.experiment_means = self.add_weight(shape=(rows, 2 * self.channels), name="experiment_means", **state)
             self.experiments_seen = self.add_weight(shape=(rows,), name="experiments_seen", **state)
 
