@@ -19,10 +19,14 @@ def mirrored(number, collectives=False):
     import tensorflow as tf
 
     class Strategy(tf.distribute.MirroredStrategy):
-        _collective_key_base = 100_000 * number  # where TensorFlow's own tests put several strategies apart
+        _collective_key_base = 100_000 * (2 * number + collectives)  # as TensorFlow's own tests put strategies apart
 
     devices = [d.name for d in tf.config.list_logical_devices()[:number]]
     return Strategy(devices, None if collectives else tf.distribute.ReductionToOneDevice())
+
+
+def two_replicas():
+    return mirrored(2, collectives=True)
 
 
 class Step(NamedTuple):
