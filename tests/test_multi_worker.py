@@ -1,4 +1,4 @@
-"""Two processes of `MultiWorkerMirroredStrategy` take the step of one device."""
+"""Processes of a `MultiWorkerMirroredStrategy` take the step of one device."""
 
 import keras
 import numpy as np
@@ -12,11 +12,12 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("MultiWorkerMirroredStrategy is TensorFlow's", allow_module_level=True)
 
 
-def test_two_processes_take_the_step_of_one_device(tmp_path):
-    ports = [free_port(), free_port()]
-    files = [tmp_path / f"{rank}.npz" for rank in range(2)]
+@pytest.mark.parametrize("number", [1, 2])
+def test_processes_take_the_step_of_one_device(number, tmp_path):
+    ports = [free_port() for _ in range(number)]
+    files = [tmp_path / f"{rank}.npz" for rank in range(number)]
     codes, texts = run_together([["-m", "tests.worker", file, *ports] for file in files])
-    assert codes == [0, 0], "\n".join(text[-2000:] for text in texts)
+    assert codes == [0] * number, "\n".join(text[-2000:] for text in texts)
     expected = worker.results(worker.make_strategy([]))
     names = [name for name in expected if name.startswith("gradient")]
     for found in map(np.load, files):

@@ -178,6 +178,7 @@ class Trainer(Replicated):
     def _logs_of_workers(self, logs):
         """Between processes, Keras takes the mean of the logs over an axis that scalars do not have."""
         strategy = self.distribute_strategy
-        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if not workers or strategy.num_replicas_in_sync == len(strategy.extended.worker_devices):
             return logs
         return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
