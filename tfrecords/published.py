@@ -1,5 +1,6 @@
 """Reads the TFRecords that Recursion published with RxRx1 (rxrx1-utils, images2tfrecords): GZIP, treatments only."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from tfrecords import preprocess
 from tfrecords.devices import leave_gpu_to_backend
+from tfrecords.frames import FOOTER, HEADER
 from tfrecords.order import Passes
 from tfrecords.splits import VAL_EXPERIMENTS
 from tfrecords.views import make_views
@@ -17,6 +19,8 @@ _CYCLE = 32
 # Memory for shuffling: 340 sites of 512 x 512 x 6 bytes.
 _SHUFFLE_BYTES = 512 * 2**20
 _MOST_SHUFFLED = 8192
+# Header and trailer around nothing.
+_SMALLEST_GZIP = 20
 # RxRx1's training experiments are those up to this number.
 _LAST_TRAINING = {"HEPG2": 7, "HUVEC": 16, "RPE": 7, "U2OS": 3}
 _NAME = re.compile(r"(?P<experiment>(?P<cell_type>[A-Z0-9]+)-(?P<number>\d+))_p(?P<plate>\d+)_s(?P<site>\d+)\.tfrecord")
@@ -42,8 +46,8 @@ def read_published(
 
     Compressed files have no place at which a record could be looked up. So they are streamed: the order in training is
     that of the files, shuffled, interleaved and shuffled again in a buffer, still a function of seed and epoch; there
-    is no choice of batches, no cache and no part for a worker (build records from the release for these); and a damaged
-    file stops the reading without its name, which `gzip -t FILE` finds.
+    is no choice of batches, no cache and no part for a worker (build records from the release for these). A file that
+    is damaged stops the reading where it ends too early, and is named.
 
     Args:
         folder: one of the two layouts, or the folder that holds one of them.
@@ -61,11 +65,13 @@ def read_published(
         tf.data.Dataset as of `read_records`. A label is the record's `sirna`, 0 to 1107.
 
     Raises:
-        ValueError: if there are no such files. While iterating, `tf.errors.InvalidArgumentError` for a record without
-            a label, which `metadata` allows; `tf.errors.DataLossError` for a damaged file.
+        ValueError: if there are no such files, or one is cut to nothing. While iterating, a
+            `tf.errors.InvalidArgumentError` for a record without a label, which `metadata` allows, and for a damaged
+            file, which it names.
     """
     leave_gpu_to_backend()
     paths = [str(path) for path in published_files(folder, split)]
+    sizes = [_unpacked_size(path) for path in paths]
     passes = Passes(first_epoch)
 
     def load(epoch, step, records):
@@ -85,9 +91,9 @@ def read_published(
 
     def read_epoch(epoch):
         if training:
-            records = _shuffled(paths, image_shape, seed, epoch)
+            records = _shuffled(paths, sizes, image_shape, seed, epoch)
         else:
-            records = tf.data.TFRecordDataset(paths, "GZIP")
+            records = tf.data.Dataset.from_tensor_slices((paths, np.array(sizes, np.int64))).flat_map(_whole_file)
         batches = records.batch(batch_size, training or (count is not None and count % batch_size == 0))
         batches = batches.enumerate().map(lambda step, records: (epoch, step, records))
         data = batches.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
@@ -129,12 +135,43 @@ def _split_of(match):
     return "val" if match["experiment"] in VAL_EXPERIMENTS else "test"
 
 
-def _shuffled(paths, image_shape, seed, epoch):
+def _unpacked_size(path):
+    """Bytes of the content of a GZIP file, modulo 2 ** 32: its last four bytes, little-endian."""
+    size = os.path.getsize(path)
+    if size < _SMALLEST_GZIP:
+        raise ValueError(f"{path} is no whole GZIP file: it has {size} bytes. Download it again.")
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
+
+
+def _whole_file(path, size):
+    """The records of one file. It fails where they are not all there, which TensorFlow does without a name."""
+    # A file that cannot be opened would give its error again and again (tensorflow #25700). This names it, once.
+    first_byte = tf.data.FixedLengthRecordDataset(path, 1).take(1)
+
+    def read(_):
+        records = tf.data.TFRecordDataset(path, "GZIP").map(lambda record: (record, False)).ignore_errors()
+        return records.concatenate(tf.data.Dataset.from_tensors(("", True)))
+
+    def add_up(total, record, end):
+        message = [path, ": the file is damaged. Nothing was skipped: the reading stopped here. Download it again."]
+        with tf.control_dependencies([tf.debugging.Assert(~end | (total % 2**32 == size), [tf.strings.join(message)])]):
+            return total + HEADER + tf.cast(tf.strings.length(record), tf.int64) + FOOTER, (record, end)
+
+    records = first_byte.flat_map(read).scan(tf.constant(0, tf.int64), lambda total, element: add_up(total, *element))
+    return records.filter(lambda record, end: ~end).map(lambda record, end: record)
+
+
+def _shuffled(paths, sizes, image_shape, seed, epoch):
     seeds = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
     draws = tf.random.stateless_uniform((len(paths) + 1,), seeds, None, None, tf.int64, alg="philox")
-    files = tf.data.Dataset.from_tensor_slices(tf.gather(paths, tf.argsort(draws[1:], stable=True)))
+    order = tf.argsort(draws[1:], stable=True)
+    files = tf.data.Dataset.from_tensor_slices(
+        (tf.gather(paths, order), tf.gather(tf.constant(sizes, tf.int64), order))
+    )
     records = files.interleave(
-        lambda path: tf.data.TFRecordDataset(path, "GZIP"),
+        _whole_file,
         min(_CYCLE, len(paths)),
         block_length=1,
         num_parallel_calls=tf.data.AUTOTUNE,

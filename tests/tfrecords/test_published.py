@@ -104,12 +104,29 @@ def test_a_folder_without_them_says_what_was_expected(tmp_path, shuffled):
         read_published(shuffled, "val", batch_size=2)
 
 
-def test_a_damaged_file_stops_the_reading(tmp_path):
-    path = tmp_path / "train/000.tfrecord"
-    write(path, [(k, "RPE-01", 1, 1) for k in range(40)])
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 64
-    path.write_bytes(data)
-    for training in (True, False):
-        with pytest.raises(tf.errors.DataLossError):
-            list(read_published(tmp_path, "train", batch_size=1, image_shape=SHAPE, training=training))
+def test_a_damaged_file_stops_the_reading_and_is_named(tmp_path):
+    """Wherever it is, but in what does not matter: time and system in the header, the checksum over all records."""
+    for i in range(3):
+        write(tmp_path / f"train/{i:03d}.tfrecord", [(k, "RPE-01", 1, 1) for k in range(40)])
+    path = tmp_path / "train/001.tfrecord"
+    sound = path.read_bytes()
+    end = len(sound)
+    for place in (0, 1, 15, end // 3, end // 2, end - 30, end - 1):
+        damaged = bytearray(sound)
+        damaged[place] ^= 64
+        path.write_bytes(damaged)
+        for training in (True, False):
+            data = read_published(tmp_path, "train", batch_size=1, image_shape=SHAPE, training=training)
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"{path}: the file is damaged"):
+                pytest.fail(f"byte {place} of {end}: read {len(list(data))} batches")
+    path.write_bytes(sound)
+    data = read_published(tmp_path, "train", batch_size=1, image_shape=SHAPE)
+    path.write_bytes(sound[: end // 2])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{path}: the file is damaged"):
+        list(data)
+    path.unlink()
+    with pytest.raises(tf.errors.NotFoundError, match=str(path)):
+        list(data)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{path} is no whole GZIP file: it has 0 bytes"):
+        read_published(tmp_path, "train", batch_size=1, image_shape=SHAPE)
