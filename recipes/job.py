@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 import pandas as pd
-import tensorflow as tf
 
 from keras_abra import ABRAModel, NonFiniteLossError, ResumableRun
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
@@ -71,15 +70,7 @@ def find_sites(records, split, kinds):
         return None
 
 
-def make_strategy():
-    if keras.backend.backend() == "tensorflow" and len(tf.config.list_physical_devices("GPU")) > 1:
-        strategy = tf.distribute.MirroredStrategy()
-        print(f"MirroredStrategy on {strategy.num_replicas_in_sync} GPUs")
-        return strategy
-    return tf.distribute.get_strategy()
-
-
-def fit(model, read_train, records, splits, options, settings, output, seed, same):
+def fit(model, read_train, records, splits, options, settings, output, seed, same, distribution):
     """Trains, and leaves the model with the weights of the epoch that was best on the validation experiments. Goes on
     from the checkpoints in `output`, if there are any.
 
@@ -91,6 +82,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         output: folder.
         seed: of the order of training.
         same: dict of what must not have changed when the job goes on.
+        distribution: see `distribution.py`.
     """
     callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
     validation = None
@@ -106,7 +98,8 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     watch = [] if isinstance(model, ABRAModel) else [StopOnNonFiniteLoss()]
     shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it
     same = {**same, **settings, "seed": seed, "records": hashlib.sha256(shards.encode()).hexdigest()}
-    run = ResumableRun(output / CHECKPOINTS, every=EVERY, callbacks=callbacks, options=same)
+    checkpoints = Path(distribution.first(lambda: output / CHECKPOINTS))  # of which all processes go on
+    run = ResumableRun(checkpoints, every=EVERY, callbacks=callbacks, options=same)
     if position := run.position:
         print(f"Goes on in epoch {position[0]} at step {position[1]} (both from 0)", flush=True)
     common = {"validation_data": validation, "callbacks": [run, *watch], "verbose": verbose, "shuffle": False}
@@ -118,14 +111,16 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         sites = site_ids_of_step(records, "train", epoch=error.epoch, step=error.step, **where)
         raise SystemExit(f"{error}\nSites of that step: {', '.join(sites)}") from error
     if validation is not None:
-        model.load_weights(weights)
-        weights.unlink()
+        model.load_weights(distribution.first(lambda: weights))
+        distribution.wait()
+        weights.unlink(missing_ok=True)
 
 
 def predict(model, records, split, options):
     """Logits of a split, in the order of `list_sites`."""
     images = read_records(records, split, metadata=True, **options).map(lambda image, *_: image)
-    return model.predict(images, verbose=0)
+    sites = len(list_sites(records, split, options["kinds"]))
+    return model.predict(images, verbose=0)[:sites]  # behind them: what fills the last batch up
 
 
 def write_results(output, tables, metrics):

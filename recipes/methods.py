@@ -2,6 +2,7 @@
 
 import keras
 from backbones import tiny_resnet
+from distribution import functional
 
 from keras_abra import ABRAModel, cut_backbone, embedding_neck, valid_cuts
 from keras_abra.layers import FeatureStatisticsUncertainty
@@ -39,7 +40,7 @@ def build_model(method, settings, shape, names):
     if method == "erm":
         x = keras.layers.GlobalAveragePooling2D()(backbone.output)
         x = embedding_neck(x.shape[-1], settings["embedding_dim"])(x)
-        return keras.Model(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
+        return functional(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
     if method == "dsu":
         backbone = with_dsu(backbone, stages)
     return ABRAModel(

@@ -5,8 +5,10 @@
 
 Without arguments: writes the embedded screen, builds TFRecords, trains ABRA with `model.fit`, chooses the epoch by
 accuracy on the validation experiments, scores the test experiments once, prints a table. `--method erm | arcface | dsu`
-trains the same backbone and neck without the adversary. With several GPUs and TensorFlow it trains under
-MirroredStrategy by itself.
+trains the same backbone and neck without the adversary. It trains on all devices that it finds, and in all processes
+that are started; `--distribution` says otherwise (recipes/distribution.py):
+
+    torchrun --nproc-per-node 8 recipes/rxrx1.py --data RXRX1 --records RECORDS     # torch, eight GPUs
 
 A job that was stopped goes on with the same command line and `--resume`, from the checkpoints it left in `--output`, to
 the same result, bit for bit on a CPU. SIGTERM makes it save and leave with exit code 75.
@@ -27,17 +29,8 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "5")  # seconds: a log file is no place for a moving bar
 
 import keras
-from job import (
-    find_sites,
-    finished,
-    fit,
-    folder_or_url,
-    is_built,
-    make_output,
-    make_strategy,
-    predict,
-    write_results,
-)
+from distribution import add_option, as_saved, distribute
+from job import find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
 from methods import build_model, check_backbone, erm_loss, make_optimizer
 from scores import predictions_table, print_scores, score
 
@@ -90,7 +83,8 @@ REAL = ABRA | {
 
 def main(argv=None):
     args = parse(argv)
-    if metrics := finished(args.output, args.resume):
+    distribution = distribute(args.distribution)
+    if metrics := distribution.first(lambda: finished(args.output, args.resume)):
         return metrics
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update(read_hparams(args.hparams, settings))
@@ -98,20 +92,22 @@ def main(argv=None):
     if args.perturb_after:
         settings["stages"] = args.perturb_after
     check_backbone(settings["backbone"], args.method, settings["stages"])
-    output = make_output(args.output, "rxrx1", args.resume)
+    distribution.say(settings["batch_size"])
+    output = distribution.output(lambda: make_output(args.output, "rxrx1", args.resume))
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
         keras.config.set_dtype_policy("mixed_float16")
 
-    records = prepare_records(args, settings, output)
+    records = folder_or_url(str(distribution.first(lambda: prepare_records(args, settings, output))))
     kinds = ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else ("treatment", "control")
     names = class_names(records, kinds)
     splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, kinds)) is not None}
     labelled = [s for s, sites in splits.items() if sites["label"].notna().all()]
     for split in splits.keys() - labelled:
         print(f"Predicted, not scored: {split} has sites without a label")
-    options = {"batch_size": settings["batch_size"], "kinds": kinds}
+    options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
     read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
+    options = distribution.evaluation(options)
     steps = int(read_train().cardinality())
     shape = tuple(read_manifest(records)["image_shape"])
     print(
@@ -119,14 +115,14 @@ def main(argv=None):
         flush=True,
     )
 
-    strategy = make_strategy()
-    with strategy.scope():
+    with distribution.scope():
         keras.utils.set_random_seed(args.seed)  # what came before must not count
         model = build_model(args.method, settings, shape, names)
-        model.compile(optimizer=make_optimizer(settings, steps), metrics=["accuracy"], **erm_loss(args.method))
+        optimizer = make_optimizer(settings, steps)
+        model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
     same = {"method": args.method, "mixed_precision": args.mixed_precision}
-    fit(model, read_train, records, labelled, options, settings, output, args.seed, same)
-    model.save(output / "model.keras")
+    fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution)
+    as_saved(model).save(output / "model.keras")
 
     metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
     tables = []
@@ -166,6 +162,7 @@ def parse(argv):
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")
     parser.add_argument("--hparams", type=Path, help="JSON of settings, as recipes/tune_margin.py writes it")
     parser.add_argument("--label", help="column of the table that gives the classes (default: sirna_id)")
+    add_option(parser)
     parser.add_argument("--mixed-precision", action="store_true", help="float16 where it is safe")
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**31:

@@ -28,17 +28,8 @@ if not sys.stderr.isatty():
 import keras
 import numpy as np
 from coupled_adam import CoupledAdam
-from job import (
-    find_sites,
-    finished,
-    fit,
-    folder_or_url,
-    is_built,
-    make_output,
-    make_strategy,
-    predict,
-    write_results,
-)
+from distribution import add_option, as_saved, distribute, functional
+from job import find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
 from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
 from rxrx1 import EMBEDDED, REAL, is_embedded
 from scores import predictions_table, print_scores, score
@@ -65,36 +56,41 @@ SMALL = EMBEDDED | {"learning_rate": 1e-2, "weight_decay": 1e-5, "epochs": 30}
 
 def main(argv=None):
     args = parse(argv)
-    if metrics := finished(args.output, args.resume):
+    distribution = distribute(args.distribution)
+    if metrics := distribution.first(lambda: finished(args.output, args.resume)):
         return metrics
     settings = dict(SMALL if is_embedded(args) else PUBLISHED)
     settings.update({name: value for name, value in vars(args).items() if name in settings and value is not None})
     settings["weights"] = None if settings["backbone"] == "tiny_resnet" or args.weights == "none" else args.weights
     check_backbone(settings["backbone"], args.method, None)
-    output = make_output(args.output, "rxrx1_wilds", args.resume)
+    distribution.say(settings["batch_size"])
+    output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
     keras.utils.set_random_seed(args.seed)
 
-    records, table = prepare_records(args, output)
+    records, table = distribution.first(lambda: prepare_records(args, output))
+    records = folder_or_url(str(records))
     names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
     splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
     labelled = [split for split, sites in splits.items() if sites["label"].notna().all()]
-    options = {"batch_size": settings["batch_size"], "kinds": KINDS}
+    options = {"batch_size": settings["batch_size"], "kinds": KINDS, "worker": distribution.worker}
     read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
+    options = distribution.evaluation(options)
     steps, shape = int(read_train().cardinality()), tuple(read_manifest(records)["image_shape"])
     print(f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}")
 
-    with make_strategy().scope():
+    with distribution.scope():
         keras.utils.set_random_seed(args.seed)  # what came before must not count
         model = (
             plain(settings, shape, names) if args.method == "erm" else build_model(args.method, settings, shape, names)
         )
         optimizer = CoupledAdam(make_schedule(settings, steps), l2=settings["weight_decay"])
-        model.compile(optimizer=optimizer, metrics=["accuracy"], **erm_loss(args.method))
-    fit(model, read_train, records, labelled, options, settings, output, args.seed, {"method": args.method})
+        model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
+    same = {"method": args.method}
+    fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution)
     # Saved with an optimizer that not only this recipe knows.
     model.compile("adam", metrics=["accuracy"], **erm_loss(args.method))
     model.optimizer.build(model.trainable_variables)
-    model.save(output / "model.keras")
+    as_saved(model).save(output / "model.keras")
 
     metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}, "wilds": {}}
     tables = []
@@ -127,6 +123,7 @@ def parse(argv):
     parser.add_argument("--backbone", help="tiny_resnet or a model of keras.applications (default: ResNet50)")
     parser.add_argument("--weights", default="imagenet", help="imagenet (downloaded by Keras), a file, or none")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 72)")
+    add_option(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**31:
         parser.error(f"--seed must lie in [0, 2**31); received {args.seed}")
@@ -160,7 +157,7 @@ def plain(settings, shape, names):
     """WILDS's network: the backbone, its mean over positions, and a linear layer."""
     backbone = make_backbone(settings["backbone"], shape, settings["weights"])
     x = keras.layers.GlobalAveragePooling2D()(backbone.output)
-    return keras.Model(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
+    return functional(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
 
 
 if __name__ == "__main__":

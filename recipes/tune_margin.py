@@ -27,8 +27,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import keras_tuner
+from distribution import distribute
 from methods import PERTURB, build_model, check_backbone, make_optimizer
-from rxrx1 import EMBEDDED, REAL, is_embedded, make_strategy, prepare_records
+from rxrx1 import EMBEDDED, REAL, is_embedded, prepare_records
 from tuning_report import show_trials, trials_table
 
 from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project
@@ -190,7 +191,7 @@ def claim_output(output, plan, resume):
 def make_tuner(args, hypermodel, epochs):
     kind = type("Search", (DurableSearch, TUNERS[args.tuner]), {})
     limit = {"max_epochs": epochs, "factor": 3} if args.tuner == "hyperband" else {"max_trials": args.trials}
-    strategy = make_strategy()
+    several = distribute("auto").strategy if keras.backend.backend() == "tensorflow" else None
     return kind(
         hypermodel,
         keras_tuner.Objective("val_accuracy", "max"),
@@ -199,7 +200,7 @@ def make_tuner(args, hypermodel, epochs):
         seed=args.seed + 1,  # KerasTuner takes 0 for none
         executions_per_trial=args.executions,
         max_consecutive_failed_trials=FAILURES,
-        distribution_strategy=strategy if strategy.num_replicas_in_sync > 1 else None,
+        distribution_strategy=several,
         **limit,
     )
 

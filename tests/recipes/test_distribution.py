@@ -1,0 +1,122 @@
+"""The jobs on several devices and in several processes, started as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distribution
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import keras_abra  # noqa: F401, its classes are registered for loading
+from tests.processes import ROOT, run_together
+from tfrecords import build_records, list_sites, write_screen
+
+BACKEND = keras.backend.backend()
+KIND = {"tensorflow": "mirrored", "jax": "data_parallel", "torch": "data_parallel"}[BACKEND]
+CHILD = ROOT / "tests" / "recipes" / "in_process.py"
+SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
+BATCH = 12
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    write_screen(folder / "screen", image_size=16, treatments=8, experiments=SMALL)
+    build_records(folder / "screen", folder / "records")
+    return folder / "records"
+
+
+def together(recipe, folder, *arguments):
+    """Two replicas of a job, in two processes where the backend takes those: `(text, what each job returned)`."""
+    arguments = [CHILD, recipe, folder, *map(str, arguments)]
+    if BACKEND == "torch":  # as torchrun, which is this module
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        result = subprocess.run([*launch, *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+        text = result.stdout
+    else:
+        commands = [arguments] * (2 if BACKEND == "jax" else 1)
+        quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if BACKEND == "jax" else {}
+        codes, texts = run_together(commands, cwd=folder, KERAS_BACKEND=BACKEND, **quick)
+        assert not any(codes), "\n".join(text[-3000:] for text in texts)
+        text = "".join(texts)
+    return text, [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+
+
+OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", BATCH, "--epochs", 2, "--distribution", KIND)
+
+
+@pytest.mark.parametrize(("recipe", "method"), [("rxrx1", "abra"), ("rxrx1_wilds", "erm")])
+def test_two_replicas_do_the_job_once(recipe, method, records, tmp_path):
+    options = [*OPTIONS, "--method", method, "--records", records, "--output", tmp_path / "out"]
+    if recipe == "rxrx1":
+        options = [*options, "--perturb-after", "stem"]
+    text, results = together(recipe, tmp_path, *options)
+    sites = list_sites(records, "val", ("treatment",) if recipe == "rxrx1" else ("treatment", "control"))
+    assert len(sites) % BATCH != 0  # else nothing would be filled up
+    assert len(results) == (1 if BACKEND == "tensorflow" else 2)
+    assert all(result == results[0] for result in results)  # the same epoch, the same scores
+    assert text.count(f"{KIND}: ") == 1 and f"2 replicas, {BATCH // 2} samples of each batch to one" in text
+    assert text.count("Accuracy (%) of") == text.count("Written to") == 1
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics == results[0]
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    # What was evaluated in parts, filled up, is what was predicted site by site.
+    val = metrics["splits"]["val"]
+    assert len(history) == 2 and val["count"] == len(sites)
+    assert history["val_accuracy"].max() == pytest.approx(val["accuracy"], abs=1e-6)
+    model = keras.models.load_model(tmp_path / "out" / "model.keras")
+    assert np.isfinite(model.predict(np.zeros((2, 16, 16, 6), "float32"), verbose=0)).all()
+    assert method != "erm" or type(model).__name__ == "Functional"
+
+
+def test_a_choice_of_another_backend_is_refused():
+    other = {"mirrored": "data_parallel", "data_parallel": "mirrored"}[KIND]
+    with pytest.raises(ValueError, match=f"--distribution {other}: {BACKEND} has {KIND}. Choose that, auto or none"):
+        distribution.distribute(other)
+
+
+def test_processes_that_would_each_do_the_whole_job_are_refused(monkeypatch):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES" if BACKEND == "jax" else "WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, and each would do the whole job"):
+        distribution.distribute("none")
+
+
+def test_one_device_is_said_to_be_one(capsys, monkeypatch):
+    if BACKEND == "tensorflow":
+        config = distribution.tf.config
+        one = {"GPU": [], "CPU": config.list_logical_devices("CPU")[:1]}
+        monkeypatch.setattr(config, "list_logical_devices", one.__getitem__)
+    found = distribution.distribute(KIND)
+    found.say(7)
+    assert (found.kind, found.replicas, found.worker) == ("none", 1, (0, 1))
+    assert found.accuracy() == {"metrics": ["accuracy"]} and found.evaluation({"worker": (0, 1)}) == {"worker": (0, 1)}
+    said = capsys.readouterr().out
+    assert f"--distribution {KIND}: there is one device only" in said and "batch 7" in said
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    found = distribution.Distribution(KIND, ["cpu:0", "cpu:1", "cpu:2"])
+    with pytest.raises(ValueError, match="--batch-size 32 is over all .*among 3 replicas. .*multiple of 3, such as 30"):
+        found.say(32)
+    with pytest.raises(ValueError, match="such as 3"):
+        found.say(2)
+    assert found.accuracy() == {"weighted_metrics": ["accuracy"]}
+
+
+def test_the_failure_of_the_first_process_ends_all(tmp_path, records):
+    """An output folder in use is seen by the first process alone."""
+    if BACKEND == "tensorflow":
+        pytest.skip("one process")
+    (tmp_path / "notes.txt").write_text("mine")
+    script = ROOT / "recipes" / "rxrx1.py"
+    commands = [[script, *map(str, OPTIONS), "--records", records, "--output", tmp_path]] * 2
+    codes, texts = run_together(commands, cwd=tmp_path, KERAS_BACKEND=BACKEND)
+    assert codes[0] not in (0, None) and codes[1] != 0
+    assert "is in use: expected a new or empty folder" in texts[0] and "Traceback" not in texts[0]
+    assert os.listdir(tmp_path) == ["notes.txt"]
