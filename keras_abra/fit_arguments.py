@@ -9,7 +9,7 @@ import sys
 import keras
 import numpy as np
 
-from keras_abra import checks
+from keras_abra import backend, checks
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 
 _MARK, _END = "keras_abra: ", "[keras_abra]"  # around our message inside TensorFlow's
@@ -33,6 +33,7 @@ def check(model, arguments, training=True):
     if arguments["y"] is None and _is_array(arguments["x"]):
         checks.check_labels(None)
     arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
+    check_division(arguments["x"], arguments["batch_size"], arguments.get("validation_split"))
     if not training:
         return
     if _is_array(arguments["y"]):
@@ -40,6 +41,7 @@ def check(model, arguments, training=True):
     if arguments["validation_data"] is not None:
         data = arguments["validation_data"]
         if isinstance(data, tuple | list) and len(data) > 1:
+            check_division(data[0], arguments["validation_batch_size"] or arguments["batch_size"])
             arguments["validation_data"] = (*_check_data(model, data[0], data[1], False), *data[2:])
         else:
             arguments["validation_data"] = _check_data(model, data, None, False)[0]
@@ -49,6 +51,36 @@ def check(model, arguments, training=True):
     else:
         callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
         arguments["callbacks"] = [StopOnNonFiniteLoss(), *callbacks]
+
+
+def check_division(x, batch_size, validation_split=None):
+    """Checks that the batches made of arrays, or of fixed size in a `tf.data` pipeline, divide among the devices.
+
+    Raises:
+        ValueError: naming the size that does not.
+    """
+    devices, tensorflow = backend.devices(), sys.modules.get("tensorflow")
+    if devices == 1:
+        return
+    first = x["image"] if isinstance(x, dict) and "image" in x else x
+    if _is_array(first):
+        samples, size = _kept(int(first.shape[0]), validation_split), batch_size or 32
+        sizes = [min(samples, size), samples % size, (int(first.shape[0]) - samples) % size]
+    elif tensorflow is not None and isinstance(x, tensorflow.data.Dataset):
+        sizes = [keras.tree.flatten(x.element_spec)[0].shape[:1].as_list()[0] or 0]
+    else:
+        return
+    for size in sizes:
+        if size % devices:
+            raise ValueError(_indivisible(devices) + str(size))
+
+
+def _indivisible(devices):
+    return (
+        f"Every batch must divide among the {devices} devices that this process has under keras.distribution. Choose a "
+        f"multiple of {devices} and leave no smaller last batch: drop_remainder=True in training; rows of weight 0 and "
+        "`weighted_metrics` in evaluation, as tfrecords.read_records(pad=True) gives them. Received: a batch of size "
+    )
 
 
 def check_arrays(model, x, y):
@@ -94,8 +126,11 @@ def _is_array(value):
 
 
 def _samples(arguments):
-    samples = int(arguments["y"].shape[0])
-    return math.floor(samples * (1.0 - (arguments["validation_split"] or 0.0)))  # as Keras splits
+    return _kept(int(arguments["y"].shape[0]), arguments["validation_split"])
+
+
+def _kept(samples, validation_split):
+    return math.floor(samples * (1.0 - (validation_split or 0.0)))  # as Keras splits
 
 
 def _steps(arguments):
@@ -165,6 +200,10 @@ def _checked(tf, model, batch, limits, training):
         asserts.append(
             tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [tf.strings.join([message, _text(tf, wrong), _END])])
         )
+    if (devices := backend.devices()) > 1 and y is not None:
+        size = tf.shape(y)[0]
+        message = tf.strings.join([f"{_MARK}{_indivisible(devices)}", tf.strings.as_string(size), _END])
+        asserts.append(tf.debugging.Assert(tf.equal(size % devices, 0), [message]))
     if training:
         asserts.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [checks.ONE_SAMPLE]))
     with tf.control_dependencies(asserts):

@@ -221,15 +221,42 @@ def on_jax(file, cases):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         keras.distribution.initialize()
         number, processes = jax.process_index(), jax.process_count()
-    devices = keras.distribution.list_devices()[: int(devices) if devices else None]
-    together = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+    names = keras.distribution.list_devices()[: int(devices) if devices else None]
+    together = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
     keras.distribution.set_distribution(together)
     found = {}
     for case in cases:
         name, _, mistake = case.partition("/")
         with made(mistake or "no mistake"):
             found |= {f"{case} {k.partition(' ')[2]}": v for k, v in run(name, number, processes).items()}
+    if devices.startswith("2"):
+        found |= refusals()
     np.savez(file, **found)
+
+
+def refusals():
+    """What is said of batches that do not divide among two devices."""
+    import tensorflow as tf
+
+    model, (x, y) = tiny_model(), tiny_batch(15)
+    model.compile("sgd", metrics=["accuracy"])
+    x, said = x["image"], {}
+    uneven = tf.data.Dataset.from_tensor_slices((x[:5], y[:5])).batch(4)
+    attempts = {
+        "fit": lambda: model.fit(x, y, batch_size=8, verbose=0),
+        "validation": lambda: model.fit(x[:8], y[:8], validation_data=(x[:3], y[:3]), verbose=0),
+        "evaluate": lambda: model.evaluate(x, y, batch_size=4, verbose=0),
+        "predict": lambda: model.predict(x, batch_size=4, verbose=0),
+        "embed": lambda: model.embed(x, batch_size=5),
+        "fixed": lambda: model.evaluate(uneven.unbatch().batch(5, drop_remainder=True), verbose=0),
+        "pipeline": lambda: model.evaluate(uneven, verbose=0),
+    }
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except ValueError as error:
+            said[f"refused {name}"] = str(error)
+    return said
 
 
 def main(*arguments):

@@ -143,3 +143,13 @@ def test_a_step_sends_the_gradients_and_a_few_numbers_a_stage(many):
     # sums and squares of mean and deviation, and their count; three more losses, and these as three more metrics
     stages = sum(4 * (1 + 4 * stage.channels) for stage in model.stages)
     assert sent.sum() - plain.sum() == stages + 3 * 4 + 3 * 2 * 8
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="torch's processes may have parts of different sizes")
+def test_batches_that_do_not_divide_are_refused(many):
+    said = {key: str(text) for key, text in many["2 devices"][0].items() if key.startswith("refused ")}
+    sizes = {"fit": 7, "validation": 3, "evaluate": 3, "predict": 3, "embed": 5, "fixed": 5, "pipeline": 1}
+    for name, size in sizes.items():
+        text = said[f"refused {name}"]
+        assert text.startswith("Every batch must divide among the 2 devices"), (name, text)
+        assert text.endswith(f"Received: a batch of size {size}"), (name, text)

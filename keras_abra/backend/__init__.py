@@ -19,7 +19,7 @@ match keras.backend.backend():
 
 Trainer, Replicated = chosen.Trainer, chosen.Replicated
 fold_in_replica, global_rows, global_sum = chosen.fold_in_replica, chosen.global_rows, chosen.global_sum
-linearize, replicas = chosen.linearize, chosen.replicas
+linearize, replicas, devices = chosen.linearize, chosen.replicas, chosen.devices
 replica_values, set_replica_values = chosen.replica_values, chosen.set_replica_values
 generator_state, set_generator_state = chosen.generator_state, chosen.set_generator_state
 process_index, wait_for_processes = chosen.process_index, chosen.wait_for_processes
@@ -27,6 +27,7 @@ process_index, wait_for_processes = chosen.process_index, chosen.wait_for_proces
 __all__ = [
     "Replicated",
     "Trainer",
+    "devices",
     "fold_in_replica",
     "generator_state",
     "global_rows",

@@ -26,6 +26,14 @@ def replicas():
     return 1
 
 
+def devices():
+    """Number of devices of this process that each batch is divided among, in equal parts."""
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, keras.distribution.DataParallel):
+        return 1
+    return len(distribution.device_mesh.backend_mesh.local_devices)
+
+
 def global_sum(value):
     """The value itself: see `replicas`."""
     return value

@@ -38,6 +38,11 @@ def replicas():
     return _context().num_replicas_in_sync if _context() else 1
 
 
+def devices():
+    """1: see `keras_abra.backend.jax.devices`."""
+    return 1
+
+
 def global_sum(value):
     """Sum of a tensor over the replicas, the same on each.
 

@@ -83,6 +83,11 @@ class _GlobalRows(torch.autograd.Function):
         return torch.split(_all_reduce(gradient), ctx.counts)[dist.get_rank()]
 
 
+def devices():
+    """1: see `keras_abra.backend.jax.devices`."""
+    return 1
+
+
 def global_sum(value):
     """Sum over the replicas; differentiable."""
     return _GlobalSum.apply(value) if replicas() > 1 else value

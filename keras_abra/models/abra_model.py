@@ -165,6 +165,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         """L2-normalized embeddings, float32 NumPy `(samples, embedding_dim)`. Arguments as for `predict`."""
         if self._embedder.value is None:
             self._embedder.value = Embedder(self)
+        fit_arguments.check_division(x, batch_size)
         return self._embedder.value.predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
 
     def embed_features(self, features, training):
@@ -301,6 +302,10 @@ class ABRAModel(backend.Trainer, keras.Model):
             fit_arguments.check(self, arguments, training=False)
         with self._evaluation(), fit_arguments.plain_errors():
             return super().evaluate(**arguments)
+
+    def predict(self, x, batch_size=None, *args, **kwargs):
+        fit_arguments.check_division(x, batch_size)
+        return super().predict(x, batch_size, *args, **kwargs)
 
     def test_on_batch(self, *args, **kwargs):
         with self._evaluation():
