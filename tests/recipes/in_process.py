@@ -1,5 +1,5 @@
-"""A recipe as one of several processes: `in_process.py RECIPE FOLDER ARGUMENTS...`. What its job returns goes to a file
-`PROCESS.json` in the folder. On TensorFlow: one process of two devices."""
+"""A recipe as one of several processes: `in_process.py RECIPE FOLDER ARGUMENTS...`. What its job returns, and the sites
+of its part of each batch of two epochs, go to `PROCESS.json` in the folder. On TensorFlow: one process, two devices."""
 
 import importlib
 import json
@@ -11,13 +11,28 @@ import keras
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
-if __name__ == "__main__":
-    recipe, folder, *arguments = sys.argv[1:]
+
+def main(recipe, folder, *arguments):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    metrics = importlib.import_module(recipe).main(arguments)
+    job = importlib.import_module(recipe)
+    read, trained_on = job.read_records, []
+
+    def noted(*args, **kwargs):
+        trained_on.append((args, kwargs))
+        return read(*args, **kwargs)
+
+    job.read_records = noted
+    metrics = job.main(arguments)
+    args, kwargs = trained_on[-1]
+    data = read(*args, **kwargs, metadata=True, augment=None)
+    sites = [[[name.decode() for name in batch[-1]["site_id"].numpy()] for batch in data] for _ in range(2)]
     number = os.environ.get("RANK", "0")
-    (Path(folder) / f"{number}.json").write_text(json.dumps(metrics))
+    (Path(folder) / f"{number}.json").write_text(json.dumps({"metrics": metrics, "sites": sites}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -14,7 +14,7 @@ import pytest
 
 import keras_abra  # noqa: F401, its classes are registered for loading
 from tests.processes import ROOT, run_together
-from tfrecords import build_records, list_sites, write_screen
+from tfrecords import build_records, list_sites, site_ids_of_step, write_screen
 
 BACKEND = keras.backend.backend()
 KIND = {"tensorflow": "mirrored", "jax": "data_parallel", "torch": "data_parallel"}[BACKEND]
@@ -57,14 +57,23 @@ def test_two_replicas_do_the_job_once(recipe, method, records, tmp_path):
     if recipe == "rxrx1":
         options = [*options, "--perturb-after", "stem"]
     text, results = together(recipe, tmp_path, *options)
-    sites = list_sites(records, "val", ("treatment",) if recipe == "rxrx1" else ("treatment", "control"))
+    kinds = ("treatment",) if recipe == "rxrx1" else ("treatment", "control")
+    sites = list_sites(records, "val", kinds)
     assert len(sites) % BATCH != 0  # else nothing would be filled up
+    read = {"batch_size": BATCH, "kinds": kinds, "seed": 0}
     assert len(results) == (1 if BACKEND == "tensorflow" else 2)
-    assert all(result == results[0] for result in results)  # the same epoch, the same scores
+    assert all(result["metrics"] == results[0]["metrics"] for result in results)  # the same epoch, the same scores
+    for epoch in range(2):
+        parts = zip(*(result["sites"][epoch] for result in results), strict=True)
+        batches = [sum(part, []) for part in parts]
+        order = [site_ids_of_step(records, "train", epoch=epoch, step=i, **read) for i in range(len(batches))]
+        assert batches == order  # one order for all, divided among the processes
+        assert len(set(sum(batches, []))) == len(batches) * BATCH  # no site twice
+        assert len(batches) == len(list_sites(records, "train", kinds)) // BATCH  # none but the rest left out
     assert text.count(f"{KIND}: ") == 1 and f"2 replicas, {BATCH // 2} samples of each batch to one" in text
     assert text.count("Accuracy (%) of") == text.count("Written to") == 1
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics == results[0]
+    assert metrics == results[0]["metrics"]
     history = pd.read_csv(tmp_path / "out" / "history.csv")
     # What was evaluated in parts, filled up, is what was predicted site by site.
     val = metrics["splits"]["val"]
