@@ -7,12 +7,14 @@ from keras_abra.models import ABRAModel
 from keras_abra.neck import embedding_neck
 from keras_abra.non_finite_loss import NonFiniteLossError
 from keras_abra.resumable_run import ResumableRun
+from keras_abra.skip_non_finite import SkipNonFinite
 from keras_abra.version import __version__
 
 __all__ = [
     "ABRAModel",
     "NonFiniteLossError",
     "ResumableRun",
+    "SkipNonFinite",
     "__version__",
     "cut_backbone",
     "embedding_neck",

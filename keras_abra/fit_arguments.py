@@ -11,6 +11,8 @@ import numpy as np
 
 from keras_abra import backend, checks
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
+from keras_abra.resumable_run import ResumableRun
+from keras_abra.skip_non_finite import SkipNonFinite
 
 _MARK, _END = "keras_abra: ", "[keras_abra]"  # around our message inside TensorFlow's
 
@@ -45,12 +47,27 @@ def check(model, arguments, training=True):
             arguments["validation_data"] = (*_check_data(model, data[0], data[1], False), *data[2:])
         else:
             arguments["validation_data"] = _check_data(model, data, None, False)[0]
+
+
+def watch_finite(arguments):
+    """Adds to the callbacks (changes `arguments`) the one that stops at a step that is not finite, unless there is one
+    already or one that leaves such steps out; whether there is the latter."""
     callbacks = arguments["callbacks"]
-    if isinstance(callbacks, keras.callbacks.CallbackList):
+    known = callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
+    known = known if isinstance(known, list | tuple) else [known] if known else []
+    within = [inner for callback in known for inner in (callback, *getattr(callback, "callbacks", ()))]
+    if any(isinstance(callback, SkipNonFinite) for callback in within):
+        return True
+    if any(isinstance(callback, StopOnNonFiniteLoss) for callback in within):
+        return False
+    run = next((callback for callback in known if isinstance(callback, ResumableRun)), None)
+    if run is not None:  # which knows the step of the epoch, where Keras counts from where the data began
+        run.callbacks.insert(0, StopOnNonFiniteLoss())
+    elif isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.append(StopOnNonFiniteLoss())
     else:
-        callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
-        arguments["callbacks"] = [StopOnNonFiniteLoss(), *callbacks]
+        arguments["callbacks"] = [StopOnNonFiniteLoss(), *known]
+    return False
 
 
 def check_division(x, batch_size, validation_split=None):

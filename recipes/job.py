@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import pandas as pd
 
-from keras_abra import ABRAModel, NonFiniteLossError, ResumableRun
+from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import list_sites, read_manifest, read_records, site_ids_of_step
 from tfrecords.remote import is_remote
@@ -62,6 +62,11 @@ def finished(folder, resume):
     return json.loads((folder / "metrics.json").read_text())
 
 
+def check_on_nan(on_nan, method):
+    if on_nan == "skip" and method == "erm":
+        raise ValueError("--on-nan skip is for the methods of ABRAModel; erm trains by Keras's own step, and can stop.")
+
+
 def find_sites(records, split, kinds):
     try:
         return list_sites(records, split, kinds)
@@ -70,7 +75,7 @@ def find_sites(records, split, kinds):
         return None
 
 
-def fit(model, read_train, records, splits, options, settings, output, seed, same, distribution):
+def fit(model, read_train, records, splits, options, settings, output, seed, same, distribution, on_nan="stop"):
     """Trains, and leaves the model with the weights of the epoch that was best on the validation experiments. Goes on
     from the checkpoints in `output`, if there are any.
 
@@ -83,6 +88,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         seed: of the order of training.
         same: dict of what must not have changed when the job goes on.
         distribution: see `distribution.py`.
+        on_nan: whether a step with a loss or gradient that is not finite ends the job ("stop") or is left out ("skip").
     """
     callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
     validation = None
@@ -95,21 +101,24 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         if settings["patience"]:
             callbacks.append(keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max"))
     verbose, epochs = 1 if sys.stdout.isatty() else 2, settings["epochs"]
-    watch = [] if isinstance(model, ABRAModel) else [StopOnNonFiniteLoss()]
+    where = {"batch_size": options["batch_size"], "kinds": options["kinds"], "seed": seed}
+
+    def sites_of(epoch, step):
+        return f"Sites of that step: {', '.join(site_ids_of_step(records, 'train', epoch=epoch, step=step, **where))}"
+
+    callbacks.insert(0, SkipNonFinite(explain=sites_of) if on_nan == "skip" else StopOnNonFiniteLoss())
     shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it
-    same = {**same, **settings, "seed": seed, "records": hashlib.sha256(shards.encode()).hexdigest()}
+    same = {**same, **settings, "seed": seed, "on_nan": on_nan, "records": hashlib.sha256(shards.encode()).hexdigest()}
     checkpoints = Path(distribution.first(lambda: output / CHECKPOINTS))  # of which all processes go on
     run = ResumableRun(checkpoints, every=EVERY, callbacks=callbacks, options=same)
     if position := run.position:
         print(f"Goes on in epoch {position[0]} at step {position[1]} (both from 0)", flush=True)
-    common = {"validation_data": validation, "callbacks": [run, *watch], "verbose": verbose, "shuffle": False}
+    common = {"validation_data": validation, "callbacks": [run], "verbose": verbose, "shuffle": False}
     try:
         for part in run.parts(epochs):
             model.fit(read_train(**part.start), epochs=part.epochs, **common)
     except NonFiniteLossError as error:
-        where = {"batch_size": options["batch_size"], "kinds": options["kinds"], "seed": seed}
-        sites = site_ids_of_step(records, "train", epoch=error.epoch, step=error.step, **where)
-        raise SystemExit(f"{error}\nSites of that step: {', '.join(sites)}") from error
+        raise SystemExit(f"{error}\n{sites_of(error.epoch, error.step)}") from error
     if validation is not None:
         model.load_weights(distribution.first(lambda: weights))
         distribution.wait()

@@ -30,7 +30,7 @@ if not sys.stderr.isatty():
 
 import keras
 from distribution import add_option, as_saved, distribute
-from job import find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
+from job import check_on_nan, find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
 from methods import build_model, check_backbone, erm_loss, make_optimizer
 from scores import predictions_table, print_scores, score
 
@@ -92,6 +92,7 @@ def main(argv=None):
     if args.perturb_after:
         settings["stages"] = args.perturb_after
     check_backbone(settings["backbone"], args.method, settings["stages"])
+    check_on_nan(args.on_nan, args.method)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1", args.resume))
     keras.utils.set_random_seed(args.seed)
@@ -121,7 +122,7 @@ def main(argv=None):
         optimizer = make_optimizer(settings, steps)
         model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
     same = {"method": args.method, "mixed_precision": args.mixed_precision}
-    fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution)
+    fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution, args.on_nan)
     as_saved(model).save(output / "model.keras")
 
     metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
@@ -153,6 +154,12 @@ def parse(argv):
     parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights, order and noise; the embedded screen stays the same"
+    )
+    parser.add_argument(
+        "--on-nan",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a loss or gradient that is not finite: stop (default), or leave the step out, at most 10 in a row",
     )
     parser.add_argument(
         "--backbone", help="tiny_resnet or a model of keras.applications (default: tiny_resnet, ResNet50 with --data)"

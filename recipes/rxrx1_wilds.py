@@ -29,7 +29,7 @@ import keras
 import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
-from job import find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
+from job import check_on_nan, find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
 from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
 from rxrx1 import EMBEDDED, REAL, is_embedded
 from scores import predictions_table, print_scores, score
@@ -63,6 +63,7 @@ def main(argv=None):
     settings.update({name: value for name, value in vars(args).items() if name in settings and value is not None})
     settings["weights"] = None if settings["backbone"] == "tiny_resnet" or args.weights == "none" else args.weights
     check_backbone(settings["backbone"], args.method, None)
+    check_on_nan(args.on_nan, args.method)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
     keras.utils.set_random_seed(args.seed)
@@ -86,7 +87,7 @@ def main(argv=None):
         optimizer = CoupledAdam(make_schedule(settings, steps), l2=settings["weight_decay"])
         model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
     same = {"method": args.method}
-    fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution)
+    fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution, args.on_nan)
     # Saved with an optimizer that not only this recipe knows.
     model.compile("adam", metrics=["accuracy"], **erm_loss(args.method))
     model.optimizer.build(model.trainable_variables)
@@ -120,6 +121,12 @@ def parse(argv):
     parser.add_argument("--method", choices=("erm", "arcface", "dsu", "abra"), default="erm")
     parser.add_argument("--epochs", type=int, help="default: 90, or 30 on the embedded screen")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--on-nan",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a loss or gradient that is not finite: stop (default), or leave the step out, at most 10 in a row",
+    )
     parser.add_argument("--backbone", help="tiny_resnet or a model of keras.applications (default: ResNet50)")
     parser.add_argument("--weights", default="imagenet", help="imagenet (downloaded by Keras), a file, or none")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 72)")

@@ -113,6 +113,7 @@ class Trainer(Replicated):
         optimizer = self.optimizer
         scale = _optimizer_value(optimizer, optimizer_variables, lambda o: o.scale_loss(jnp.float32(1.0)))
         result = self.fused_step(linearize, trainable, non_trainable, x, y, sample_weight, scale)
+        old = (trainable, non_trainable, optimizer_variables, metrics_variables)
         before = _optimizer_value(optimizer, optimizer_variables, lambda o: o.iterations + 0)
         trainable, optimizer_variables = optimizer.stateless_apply(optimizer_variables, result.gradients, trainable)
         after = _optimizer_value(optimizer, optimizer_variables, lambda o: o.iterations + 0)
@@ -126,4 +127,12 @@ class Trainer(Replicated):
             logs = self.update_logs(result, x, y, sample_weight)
         non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
         metrics_variables = [scope.get_current_value(v) for v in self.metrics_variables]
-        return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
+        state = (trainable, non_trainable, optimizer_variables, metrics_variables)
+        return self._skip(self.is_finite(result), old, state) if self.skip_non_finite else (logs, state)
+
+    def _skip(self, finite, old, new):
+        """The logs and the state after a step, those before it if it was not finite."""
+        state = jax.tree.map(lambda a, b: jnp.where(finite, b, a), old, tuple(map(list, new)))
+        with keras.StatelessScope(state_mapping=zip(self.metrics_variables, state[3], strict=True)) as scope:
+            logs = self.log_skipped(1.0 - finite)
+        return logs, (*state[:3], [scope.get_current_value(v) for v in self.metrics_variables])

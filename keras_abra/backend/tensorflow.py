@@ -1,5 +1,7 @@
 """TensorFlow: gradient tapes, `tf.distribute` replicas, `train_step(data)`."""
 
+from functools import partial
+
 import keras
 import tensorflow as tf
 
@@ -143,6 +145,29 @@ def _clip(optimizer, gradients, scale):
     return [tf.clip_by_value(g, -bound, bound) for g in gradients]
 
 
+def _apply_if(finite, optimizer, pairs):
+    """Applies gradients if `finite`, the same on every replica. A condition must stand outside of the replicas."""
+    gradients, variables = zip(*((g, v) for g, v in pairs if g is not None), strict=True)
+
+    def apply(gradients):
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return tf.constant(0)
+
+    def in_all(strategy, gradients, finite):
+        def apply_in_each():
+            strategy.extended.call_for_each_replica(apply, args=(gradients,))
+            return tf.constant(0)
+
+        tf.cond(strategy.experimental_local_results(finite)[0], apply_in_each, lambda: tf.constant(0))
+
+    if not optimizer.built:
+        optimizer.build([v for _, v in pairs])
+    if _context():
+        _context().merge_call(in_all, args=(gradients, finite))
+    else:
+        tf.cond(finite, lambda: apply(gradients), lambda: tf.constant(0))
+
+
 class Trainer(Replicated):
     """The part of `ABRAModel` that TensorFlow's `fit` calls."""
 
@@ -167,15 +192,23 @@ class Trainer(Replicated):
         state = [tf.convert_to_tensor(v.value) for v in self.non_trainable_variables]
         scale = self.optimizer.scale_loss(tf.constant(1.0))
         result = self.fused_step(linearize, trainable, state, x, y, sample_weight, scale)
+        finite = self.is_finite(result) if self.skip_non_finite else None
         for variable, old, new in zip(self.non_trainable_variables, state, result.state, strict=True):
             if new is not old:
-                variable.assign(new)
+                variable.assign(new if finite is None else tf.where(finite, new, old))
         if self.trainable_variables:
             before = self.optimizer.iterations + 0
             gradients = _agreed(self.optimizer, result.gradients, scale)
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            pairs = list(zip(gradients, self.trainable_variables, strict=True))
+            if finite is None:
+                self.optimizer.apply_gradients(pairs)
+            else:
+                _apply_if(finite, self.optimizer, pairs)
             self.ramp.advance(self.optimizer.iterations - before)
-        return self._logs_of_workers(self.update_logs(result, x, y, sample_weight))
+        logs = partial(self.update_logs, result, x, y, sample_weight)
+        return self._logs_of_workers(
+            logs() if finite is None else tf.cond(finite, logs, partial(self.log_skipped, 1.0))
+        )
 
     def test_step(self, data):
         return self._logs_of_workers(super().test_step(data))

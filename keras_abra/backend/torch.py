@@ -232,6 +232,8 @@ class Trainer(Replicated):
         with torch.no_grad():
             scale = torch.as_tensor(self.optimizer.scale_loss(keras.ops.ones(())))
             result = self.fused_step(linearize, trainable, state, x, y, sample_weight, scale)
+            if self.skip_non_finite and not self.is_finite(result):
+                return self.update_together(lambda: self.log_skipped(1.0))
             for variable, old, new in zip(self.non_trainable_variables, state, result.state, strict=True):
                 if new is not old:
                     variable.assign(new)

@@ -138,6 +138,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         self._parts = _Untracked(parts)
         self._embedder = _Untracked(None)
         self._trackers = [keras.metrics.Mean(name=name) for name in (LOGS if self.stages else LOGS[:1])]
+        self._skipped = keras.metrics.Sum(name="skipped")
+        self.skip_non_finite = False  # set by `fit`, see `SkipNonFinite`
         self._evaluating = False
         self.build(tuple(backbone.inputs[0].shape))
 
@@ -213,10 +215,29 @@ class ABRAModel(backend.Trainer, keras.Model):
         """Ascent step in radii; 0 until the ramp has ended."""
         return self.uncertainty.step_size * self.ramp.adversary_started()
 
+    def is_finite(self, result):
+        """Whether loss and gradients of a step are, a scalar, on all replicas alike."""
+        finite = ops.logical_and(ops.isfinite(result.losses["loss"]), self._gradients_finite(result))
+        return backend.global_sum(1.0 - ops.cast(finite, "float32")) == 0
+
+    def _gradients_finite(self, result):
+        finite = [ops.all(ops.isfinite(g)) for g in result.gradients if g is not None]
+        if hasattr(self.optimizer, "inner_optimizer"):  # a loss scale: to overflow is its way of finding its size
+            finite = []
+        return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
+
+    def log_skipped(self, number):
+        """Counts a step that was left out, and returns the logs without it."""
+        self._skipped.update_state(number / backend.replicas())
+        return self.get_metrics_result()
+
     def update_logs(self, result, x, y, sample_weight):
-        """Updates every metric of the training step and returns the logs."""
+        """Updates every metric of the training step and returns the logs. The loss is NaN if a gradient is."""
         batch = ops.shape(result.logits)[0]
-        self._loss_tracker.update_state(result.losses["loss"], sample_weight=batch)
+        loss = result.losses["loss"]
+        if not self.skip_non_finite:
+            loss = ops.where(self._gradients_finite(result), loss, float("nan"))
+        self._loss_tracker.update_state(loss, sample_weight=batch)
         for tracker in self._trackers:
             tracker.update_state(result.losses[tracker.name], sample_weight=batch)
         return self.compute_metrics(x, y, result.logits, sample_weight=sample_weight)
@@ -227,15 +248,17 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
-        return {k: v for k, v in results.items() if not (self._evaluating and k in LOGS)}
+        hidden = {*(LOGS if self._evaluating else ()), *(() if self.skip_non_finite else ("skipped",))}
+        return {k: v for k, v in results.items() if k not in hidden}
 
     @contextlib.contextmanager
     def _evaluation(self):
-        before, self._evaluating = self._evaluating, True
+        before = self._evaluating, self.skip_non_finite
+        self._evaluating, self.skip_non_finite = True, False
         try:
             yield
         finally:
-            self._evaluating = before
+            self._evaluating, self.skip_non_finite = before
 
     def compile(self, optimizer="rmsprop", loss=None, jit_compile="auto", **kwargs):
         """As `keras.Model.compile`, but the loss is an argument of the model itself, so that it is saved and tuned with
@@ -280,7 +303,8 @@ class ABRAModel(backend.Trainer, keras.Model):
             return super().train_on_batch(x, y, *args, **kwargs)
 
     def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`. Checks labels and ids on the host, and stops at a loss that is not finite.
+        """As `keras.Model.fit`. Checks labels and ids on the host, and stops at a loss or gradient that is not finite;
+        with a `SkipNonFinite` among the callbacks it leaves such a step out.
 
         Raises:
             ValueError: for labels or experiment ids outside their range and for training batches of one sample, in
@@ -290,6 +314,9 @@ class ABRAModel(backend.Trainer, keras.Model):
         self._assert_compile_called("fit")
         arguments = fit_arguments.bind(super().fit, args, kwargs)
         fit_arguments.check(self, arguments)
+        skip = fit_arguments.watch_finite(arguments)
+        if skip != self.skip_non_finite:
+            self.skip_non_finite, self.train_function = skip, None
         if isinstance(self.warmup, float):
             self.ramp.start(fit_arguments.ramp_length(self, arguments))
         with fit_arguments.plain_errors():

@@ -1,5 +1,6 @@
 """The main job, as a user starts it: another process, another working directory."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -146,6 +147,28 @@ def test_a_loss_that_is_not_finite_names_the_sites(method, screen, tmp_path, mon
     with pytest.raises(SystemExit, match="became nan in epoch 0, step 1 .*\n.*Sites of that step: (HUVEC|RPE)-01_"):
         rxrx1.main([str(a) for a in arguments])
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_loss_that_is_not_finite_may_be_left_out(screen, tmp_path, monkeypatch):
+    import rxrx1
+
+    monkeypatch.setitem(rxrx1.REAL, "radius", 1e38)
+    arguments = [
+        "--data",
+        screen,
+        "--output",
+        tmp_path / "out",
+        "--on-nan",
+        "skip",
+        "--perturb-after",
+        "stem",
+        *OPTIONS,
+    ]
+    with pytest.raises(ValueError, match="--on-nan skip is for the methods of ABRAModel"):
+        rxrx1.main([str(a) for a in [*arguments, "--method", "erm"]])
+    with pytest.warns(UserWarning, match="step was left out. Sites of that step: (HUVEC|RPE)-01_"):
+        with contextlib.suppress(SystemExit):
+            rxrx1.main([str(a) for a in arguments])
 
 
 def test_a_job_that_is_told_to_leave_goes_on_with_resume(screen, tmp_path):
