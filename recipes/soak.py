@@ -1,0 +1,165 @@
+"""Does a job survive? Trains on the embedded screen, is killed every few minutes, and ends where an unbroken one ends.
+
+    python recipes/soak.py --hours 2                          # by hand; about as long again for the unbroken run
+    python recipes/soak.py --hours 0.5 --backend jax --kill-minutes 1 4
+
+Starts `rxrx1.py --resume` over and over. Each time it is ended after a random time: by signal 9, every third time by
+SIGTERM, until the hours are over; then it is left to its end. The same job without a kill, trained before, must have
+given the same metrics, predictions, history and weights, byte for byte. Resident memory is read from the system every
+5 seconds (Linux); its slope is that of a line through what each process used after its first two minutes, in MB an
+hour.
+
+The number of epochs is chosen such that the unbroken run takes `--hours` of training on this machine, from the seconds
+of its first epochs. Everything runs on one core. Results: `soak.json` in the output folder.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+RECIPE = Path(__file__).with_name("rxrx1.py")
+WARM, EVERY = 120, 5  # seconds
+
+
+def main(argv=None):
+    args = parse(argv)
+    args.output.mkdir(parents=True)
+    epochs = args.epochs or choose_epochs(args)
+    print(f"{epochs} epochs on {args.backend}", flush=True)
+    began = time.monotonic()
+    code, memory, _ = run(args, epochs, args.output / "whole")
+    if code:
+        sys.exit(f"the unbroken job failed: exit code {code}, see {args.output}/log.txt")
+    unbroken = time.monotonic() - began
+    draw, kills, samples = random.Random(args.seed), [], [memory]
+    began = time.monotonic()
+    while True:
+        left = args.hours * 3600 - (time.monotonic() - began)
+        wait = draw.uniform(*args.kill_minutes) * 60
+        number = signal.SIGTERM if len(kills) % 3 == 2 else signal.SIGKILL
+        code, memory, leaving = run(args, epochs, args.output / "killed", (wait, number) if left > 0 else None)
+        samples.append(memory)
+        if code == 0:
+            break
+        if code not in (-signal.SIGKILL, -signal.SIGTERM, 75):
+            sys.exit(f"the job failed after {len(kills)} kills: exit code {code}, see {args.output}/log.txt")
+        kills.append({"after": round(wait), "signal": int(number), "code": code, "left_after": leaving})
+        print(f"kill {len(kills)} after {wait:.0f} s by signal {int(number)}, exit code {code}", flush=True)
+    result = {
+        "backend": args.backend,
+        "epochs": epochs,
+        "unbroken_hours": unbroken / 3600,
+        "killed_hours": (time.monotonic() - began) / 3600,
+        "kills": kills,
+        "differences": differences(args.output / "whole", args.output / "killed"),
+        "rss_mb_per_hour": slope(samples),
+        "rss_mb_most": max((mb for memory in samples for _, mb in memory), default=None),
+    }
+    (args.output / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({**result, "kills": len(kills)}, indent=2))
+    return 1 if result["differences"] else 0
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=2.0, help="of training with kills (default: 2)")
+    parser.add_argument("--kill-minutes", type=float, nargs=2, default=(3.0, 10.0), metavar=("LEAST", "MOST"))
+    parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow")
+    parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
+    parser.add_argument("--epochs", type=int, help="default: as many as the hours hold")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--output", type=Path, default=Path("soak"), help="a new folder (default: ./soak)")
+    return parser.parse_args(argv)
+
+
+def run(args, epochs, output, kill=None):
+    """Runs the job on one core, ended after some seconds by a signal: its exit code, `[(seconds, MB), ...]`,
+    and the seconds from the signal to the end."""
+    environment = {**os.environ, "KERAS_BACKEND": args.backend, "TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": "1"}
+    records = args.output / "records"
+    command = [sys.executable, str(RECIPE), "--records", str(records), "--output", str(output), "--resume"]
+    command += ["--method", args.method, "--epochs", str(epochs)]
+    core = {min(os.sched_getaffinity(0))} if hasattr(os, "sched_getaffinity") else None
+    with open(args.output / "log.txt", "a") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=(lambda: os.sched_setaffinity(0, core)) if core else None,
+        )
+    began, memory, leaving = time.monotonic(), [], None
+    while process.poll() is None:
+        seconds = time.monotonic() - began
+        if kill and seconds >= kill[0]:
+            process.send_signal(kill[1])
+            process.wait()
+            leaving = time.monotonic() - began - seconds
+            break
+        memory.append((seconds, resident(process.pid)))
+        time.sleep(EVERY if not kill else max(0.0, min(EVERY, kill[0] - seconds)))
+    return process.returncode, [(s, mb) for s, mb in memory if mb], leaving
+
+
+def resident(pid):
+    """Resident memory of a process in MB; None where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+    except (OSError, StopIteration):
+        return None
+
+
+def slope(samples):
+    """MB an hour, of one line through the deviations from the mean of each process, after its warm-up."""
+    seconds, megabytes = [], []
+    for memory in samples:
+        late = np.array([(s, mb) for s, mb in memory if s > WARM])
+        if len(late) > 1:
+            seconds += list(late[:, 0] - late[:, 0].mean())
+            megabytes += list(late[:, 1] - late[:, 1].mean())
+    return float(np.polyfit(seconds, megabytes, 1)[0] * 3600) if len(seconds) > 10 else None
+
+
+def differences(folder, other):
+    """Names of results that are not the same, byte for byte."""
+    files = ("metrics.json", "predictions.csv", "history.csv")
+    found = [name for name in files if (folder / name).read_bytes() != (other / name).read_bytes()]
+    a, b = weights(folder / "model.keras"), weights(other / "model.keras")
+    return found + sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
+
+
+def weights(path):
+    """`{name: bytes}` of all variables of a saved model, the optimizer's among them."""
+    values = {}
+    with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as opened, h5py.File(opened) as file:
+        file.visititems(
+            lambda name, item: values.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
+        )
+    return values
+
+
+def choose_epochs(args):
+    """As many epochs as take the hours: from two short jobs, whose difference leaves the start out."""
+    seconds = []
+    for trial, epochs in enumerate((1, 1, 4)):  # the first builds the records
+        began = time.monotonic()
+        code, *_ = run(args, epochs, args.output / f"trial-{trial}")
+        if code:
+            sys.exit(f"the trial of {epochs} epochs failed: exit code {code}, see {args.output}/log.txt")
+        seconds.append(time.monotonic() - began)
+    return max(int(args.hours * 3600 / max((seconds[2] - seconds[1]) / 3, 0.1)), 4)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
