@@ -7,7 +7,6 @@ import pytest
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.models import ABRAModel
 from tests import replicas as on
-from tests.test_mirrored_strategy import BOUND, check_logs, check_state
 from tests.tiny import CLASSES, smooth_backbone, tiny_backbone, tiny_batch, tiny_model
 
 if keras.backend.backend() != "tensorflow":
@@ -16,6 +15,7 @@ if keras.backend.backend() != "tensorflow":
 import tensorflow as tf
 
 from keras_abra.backend import tensorflow as ours
+from tests.test_mirrored_strategy import BOUND, check_logs, check_state
 
 ALONE = tf.distribute.get_strategy()
 
