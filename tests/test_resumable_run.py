@@ -67,10 +67,10 @@ def chains(seed):
     draw = random.Random(seed)
     if not KILLS:
         return [f"step-{draw.choice([5, 10, 12])},save-{draw.randint(2, 20)},validation-1"]
-    inside = [f"step-{draw.choice([s for s in range(4, 31) if s % 8])}" for _ in range(KILLS // 2)]
-    saving = [f"save-{draw.randint(20, 120)}" for _ in range(2)]
+    inside = [f"step-{s}" for s in draw.sample([s for s in range(4, 31) if s % 8], KILLS // 2)]
+    saving = [f"save-{n}" for n in draw.sample(range(20, 120), 2)]
     anywhere = [f"time-{draw.random() * 3:.2f}" for _ in range(max(KILLS - KILLS // 2 - 2, 1))]
-    asked = [f"term-{draw.randint(4, 31)}" for _ in range(KILLS // 2 - 1)] + ["validation-3"]
+    asked = [f"term-{s}" for s in draw.sample(range(4, 31), KILLS // 2 - 1)] + ["validation-3"]
     return inside + saving + anywhere + asked
 
 
