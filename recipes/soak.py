@@ -1,16 +1,16 @@
 """Does a job survive? Trains on the embedded screen, is killed every few minutes, and ends where an unbroken one ends.
 
-    python recipes/soak.py --hours 2                          # by hand; about as long again for the unbroken run
+    python recipes/soak.py --hours 2                          # by hand
     python recipes/soak.py --hours 0.5 --backend jax --kill-minutes 1 4
 
 Starts `rxrx1.py --resume` over and over. Each time it is ended after a random time: by signal 9, every third time by
-SIGTERM, until the hours are over; then it is left to its end. The same job without a kill, trained before, must have
-given the same metrics, predictions, history and weights, byte for byte. Resident memory is read from the system every
-5 seconds (Linux); its slope is that of a line through what each process used after its first two minutes, in MB an
-hour.
+SIGTERM, until the hours are over; then it is left to its end. The same job without a kill, trained beside it, must give
+the same metrics, predictions, history and weights, byte for byte. Resident memory is read from the system every 5
+seconds (Linux); the slope of the unbroken job is that of a line through all but its first tenth, in MB an hour.
 
-The number of epochs is chosen such that the unbroken run takes `--hours` of training on this machine, from the seconds
-of its first epochs. Everything runs on one core. Results: `soak.json` in the output folder.
+The number of epochs is chosen such that the unbroken job takes `--hours` of training on this machine, from the seconds
+of its first epochs. Each of the two jobs has one core; where there is only one (`taskset -c 0`), they share it.
+Results: `soak.json` in the output folder.
 """
 
 import argparse
@@ -22,52 +22,61 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 RECIPE = Path(__file__).with_name("rxrx1.py")
-WARM, EVERY = 120, 5  # seconds
+EVERY = 5  # seconds
 
 
 def main(argv=None):
     args = parse(argv)
     args.output.mkdir(parents=True)
-    epochs = args.epochs or choose_epochs(args)
+    epochs = choose_epochs(args)
     print(f"{epochs} epochs on {args.backend}", flush=True)
-    began = time.monotonic()
-    code, memory, _ = run(args, epochs, args.output / "whole")
+    with ThreadPoolExecutor(1) as beside:
+        whole = beside.submit(run, args, epochs, args.output / "whole", core=-1)
+        kills, code, killed_hours = kill_and_resume(args, epochs)
+        if code:
+            print(f"the job failed after {len(kills)} kills: exit code {code}, see {args.output}/killed.txt")
+            return 1
+        code, memory, _ = whole.result()
     if code:
-        sys.exit(f"the unbroken job failed: exit code {code}, see {args.output}/log.txt")
-    unbroken = time.monotonic() - began
-    draw, kills, samples = random.Random(args.seed), [], [memory]
-    began = time.monotonic()
-    while True:
-        left = args.hours * 3600 - (time.monotonic() - began)
-        wait = draw.uniform(*args.kill_minutes) * 60
-        number = signal.SIGTERM if len(kills) % 3 == 2 else signal.SIGKILL
-        code, memory, leaving = run(args, epochs, args.output / "killed", (wait, number) if left > 0 else None)
-        samples.append(memory)
-        if code == 0:
-            break
-        if code not in (-signal.SIGKILL, -signal.SIGTERM, 75):
-            sys.exit(f"the job failed after {len(kills)} kills: exit code {code}, see {args.output}/log.txt")
-        kills.append({"after": round(wait), "signal": int(number), "code": code, "left_after": leaving})
-        print(f"kill {len(kills)} after {wait:.0f} s by signal {int(number)}, exit code {code}", flush=True)
+        print(f"the unbroken job failed: exit code {code}, see {args.output}/whole.txt")
+        return 1
     result = {
         "backend": args.backend,
         "epochs": epochs,
-        "unbroken_hours": unbroken / 3600,
-        "killed_hours": (time.monotonic() - began) / 3600,
+        "unbroken_hours": memory[-1][0] / 3600,
+        "killed_hours": killed_hours,
         "kills": kills,
+        "seconds_from_sigterm_to_exit": max(
+            (k["left_after"] for k in kills if k["signal"] == signal.SIGTERM), default=None
+        ),
         "differences": differences(args.output / "whole", args.output / "killed"),
-        "rss_mb_per_hour": slope(samples),
-        "rss_mb_most": max((mb for memory in samples for _, mb in memory), default=None),
+        "rss_mb_per_hour": slope(memory),
+        "rss_mb": {f"{tenths}/10": memory[(len(memory) - 1) * tenths // 10][1] for tenths in (1, 4, 7, 10)},
     }
     (args.output / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({**result, "kills": len(kills)}, indent=2))
     return 1 if result["differences"] else 0
+
+
+def kill_and_resume(args, epochs):
+    """The job killed until the hours are over: `[{...}, ...]` of the kills, its last exit code, and hours taken."""
+    draw, kills, began = random.Random(args.seed), [], time.monotonic()
+    while True:
+        left = args.hours * 3600 - (time.monotonic() - began)
+        wait = draw.uniform(*args.kill_minutes) * 60
+        number = signal.SIGTERM if len(kills) % 3 == 2 else signal.SIGKILL
+        code, _, leaving = run(args, epochs, args.output / "killed", (wait, number) if left > 0 else None)
+        if code not in (-signal.SIGKILL, -signal.SIGTERM, 75):
+            return kills, code, (time.monotonic() - began) / 3600
+        kills.append({"after": round(wait), "signal": int(number), "code": code, "left_after": leaving})
+        print(f"kill {len(kills)} after {wait:.0f} s by signal {int(number)}, exit code {code}", flush=True)
 
 
 def parse(argv):
@@ -82,21 +91,21 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def run(args, epochs, output, kill=None):
+def run(args, epochs, output, kill=None, core=0):
     """Runs the job on one core, ended after some seconds by a signal: its exit code, `[(seconds, MB), ...]`,
     and the seconds from the signal to the end."""
     environment = {**os.environ, "KERAS_BACKEND": args.backend, "TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": "1"}
     records = args.output / "records"
     command = [sys.executable, str(RECIPE), "--records", str(records), "--output", str(output), "--resume"]
     command += ["--method", args.method, "--epochs", str(epochs)]
-    core = {min(os.sched_getaffinity(0))} if hasattr(os, "sched_getaffinity") else None
-    with open(args.output / "log.txt", "a") as log:
+    cores = {sorted(os.sched_getaffinity(0))[core]} if hasattr(os, "sched_getaffinity") else None
+    with open(args.output / f"{output.name}.txt", "a") as log:
         process = subprocess.Popen(
             command,
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=(lambda: os.sched_setaffinity(0, core)) if core else None,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     began, memory, leaving = time.monotonic(), [], None
     while process.poll() is None:
@@ -120,14 +129,9 @@ def resident(pid):
         return None
 
 
-def slope(samples):
-    """MB an hour, of one line through the deviations from the mean of each process, after its warm-up."""
-    seconds, megabytes = [], []
-    for memory in samples:
-        late = np.array([(s, mb) for s, mb in memory if s > WARM])
-        if len(late) > 1:
-            seconds += list(late[:, 0] - late[:, 0].mean())
-            megabytes += list(late[:, 1] - late[:, 1].mean())
+def slope(memory):
+    """MB an hour, of a line through all but the first tenth."""
+    seconds, megabytes = np.array(memory[len(memory) // 10 :]).T
     return float(np.polyfit(seconds, megabytes, 1)[0] * 3600) if len(seconds) > 10 else None
 
 
@@ -152,13 +156,16 @@ def weights(path):
 def choose_epochs(args):
     """As many epochs as take the hours: from two short jobs, whose difference leaves the start out."""
     seconds = []
-    for trial, epochs in enumerate((1, 1, 4)):  # the first builds the records
+    for trial, epochs in enumerate((1,) if args.epochs else (1, 1, 4)):  # the first builds the records
         began = time.monotonic()
         code, *_ = run(args, epochs, args.output / f"trial-{trial}")
         if code:
-            sys.exit(f"the trial of {epochs} epochs failed: exit code {code}, see {args.output}/log.txt")
+            sys.exit(f"the trial of {epochs} epochs failed: exit code {code}, see {args.output}/trial-{trial}.txt")
         seconds.append(time.monotonic() - began)
-    return max(int(args.hours * 3600 / max((seconds[2] - seconds[1]) / 3, 0.1)), 4)
+    if args.epochs:
+        return args.epochs
+    share = 0.5 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1 else 1.0
+    return max(int(share * args.hours * 3600 / max((seconds[2] - seconds[1]) / 3, 0.1)), 4)
 
 
 if __name__ == "__main__":
