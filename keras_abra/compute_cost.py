@@ -77,7 +77,7 @@ def step_cost(model, padding_taps=True):
     - the perturbed branch, K = 0 or 1 (K = 1 has its direction from the clean pass): 1 + f, the lower bound for
       training on two branches;
     - every further ascent step: 2f/3 (suffix forward, and back to the statistics);
-    - `two_sided` alignment: f/3 (the clean suffix goes back once more);
+    - `two_sided` alignment, or a `search_loss` without margin, or both: f/3 (the clean suffix goes back once more);
     - more stages, their probability, structure, radius, margins: nothing more, the first stage decides.
 
     The figure returned is exact where these are round: no gradient goes to the image or to frozen weights, which makes
@@ -99,7 +99,7 @@ def step_cost(model, padding_taps=True):
     _, suffix = _model_parts(model, padding_taps, perturbed=True)
     further = max(model.uncertainty.steps - 1, 0)
     cost = sum(prefix) + sum(suffix) + sum(plain_suffix) + further * (suffix.forward + suffix.inputs)
-    cost += suffix.inputs if model.alignment.two_sided else 0
+    cost += suffix.inputs if model.alignment.two_sided or model.uncertainty.search_loss == "softmax" else 0
     return cost / (sum(prefix) + sum(plain_suffix))
 
 

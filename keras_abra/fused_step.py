@@ -7,7 +7,8 @@ gradients at z: K = 1 costs 1 + f training steps, f being the share of the compu
 every further ascent step 2f/3.
 
 Activity regularization behind the first perturbed stage is part of the loss that the search climbs: it cannot be taken
-out of the one backward pass. Without it the search climbs the margin loss, as the method says.
+out of the one backward pass. Without it the search climbs the margin loss, as the method says. With
+`search_loss="softmax"` it climbs the margin-free loss alone, whose slope is one more backward pass of the clean branch.
 """
 
 from typing import Any, NamedTuple
@@ -68,6 +69,9 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         )
         return margin_loss, cosine * loss.scale, embedding
 
+    def margin_free(logits):
+        return mean(softmax_cross_entropy(labels, logits))
+
     def prefix(trainable):
         def run():
             penalty = sum((v.regularizer(v) for v in model.trainable_variables if v.regularizer is not None), 0.0)
@@ -97,7 +101,9 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
 
     zeros = [ops.zeros((batch, 2 * stage.channels), "float32") for stage in stages]
     two_sided = bool(stages) and alignment.two_sided
-    (_, logits, embedding), aux, clean_pullback = linearize(clean, [trainable, [z], zeros], keep=two_sided)
+    softmax = bool(stages) and model.uncertainty.search_loss == "softmax"
+    keep = two_sided or softmax
+    (_, logits, embedding), aux, clean_pullback = linearize(clean, [trainable, [z], zeros], keep=keep)
     clean_loss, penalties, statistics, state = aux
     if not stages:
         gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
@@ -105,36 +111,46 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         gradients = _add(gradients, prefix_pullback([dz, seed], [0])[0])
         state = _shared_seeds(state, own_state, shared_state)
         return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
-    if two_sided:
+    if softmax:
+        _, _, loss_pullback = linearize(lambda logits: ((margin_free(logits[0]),), None), [[logits]])
+        ((d_logits,),) = loss_pullback([seed], [0])
+        (slopes,) = clean_pullback([None, d_logits, None], [2])
+    elif two_sided:
         (slopes,) = clean_pullback([seed, None, None], [2])
-    else:
+    if not keep:
         gradients, (dz,), slopes = clean_pullback([seed, None, None], [0, 1, 2])
 
     # Where each stage may move, where it starts, and the experiments' running means.
     def draw():
         uncertain = [s.uncertainty(m, experiment) for s, m in zip(stages, statistics, strict=True)]
-        starts = [s.draw(u, batch) for s, u in zip(stages, uncertain, strict=True)]
-        active = [s.draw_active() for s in stages]
+        starts = [s.first_point(u, s.draw(u, batch), experiment) for s, u in zip(stages, uncertain, strict=True)]
+        perturbed = stages[0].draw_perturbed(batch)
+        active = [s.draw_active() * perturbed for s in stages]
         for stage, m in zip(stages, statistics, strict=True):
             stage.update_means(m, experiment)
         return uncertain, starts, active
 
     (uncertain, points, active), _, state = stateless(draw, trainable, state)
-    step_size, _, _ = stateless(model.step_size, trainable, state)
+    (step_size, radius_share), _, _ = stateless(model.search_pace, trainable, state)
+    lengths = [s.length(u) for s, u in zip(stages, uncertain, strict=True)]
+    if radius_share is not None:
+        lengths = [length * radius_share for length in lengths]
+        points = [point * radius_share for point in points]
 
     def perturbation(points):
         pairs = zip(uncertain, points, active, strict=True)
         return [ops.stop_gradient(uncertainty.offsets(u, p) * a) for u, p, a in pairs]
 
     def ascend(points, slopes):
-        lengths = [s.length(u) for s, u in zip(stages, uncertain, strict=True)]
+        triples = zip(stages, slopes, active, strict=True)
+        slopes = [stage.shared_slopes(slope * acts, experiment) for stage, slope, acts in triples]
         steps = zip(uncertain, points, slopes, lengths, strict=True)
         return [ops.stop_gradient(uncertainty.ascend(*step, step_size)) for step in steps]
 
     # The worst case: the first direction is there already, each further one is a pass that moves no state.
     def search(offsets):
-        margin_loss, penalties, *_ = suffix(trainable, z, offsets, before_suffix)
-        return (margin_loss + penalties,), None
+        margin_loss, penalties, logits, *_ = suffix(trainable, z, offsets, before_suffix)
+        return (margin_free(logits) if softmax else margin_loss + penalties,), None
 
     for k in range(model.uncertainty.steps):
         if k:
@@ -159,6 +175,8 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         gradients, (dz,) = clean_pullback([seed, d_logits, d_embedding], [0, 1])
     else:
         more, (more_dz,) = pullback([seed], [0, 1])
+        if softmax:
+            gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
     first = prefix_pullback([dz + more_dz, seed], [0])[0]
     gradients = _add(_add(gradients, more), first)
 

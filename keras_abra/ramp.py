@@ -39,6 +39,10 @@ class Ramp(keras.layers.Layer):
             ops.where(self.progress[1] > 0, self.progress[0] / ops.maximum(self.progress[1], 1.0), 1.0), 1.0
         )
 
+    def is_multiple(self, number):
+        """1.0 in every `number`-th optimizer step, the first one included, else 0.0."""
+        return ops.cast(self.progress[0] % number == 0, "float32")
+
     def adversary_started(self):
         """1.0 once the ramp has ended, else 0.0."""
         return ops.cast(self.progress[0] >= self.progress[1], "float32")

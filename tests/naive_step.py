@@ -58,8 +58,13 @@ class _Step:
 
     def margin_loss(self, cosine):
         """ArcFace by its angle: cos(theta + m)."""
-        factor = min(self.steps / self.length, 1.0) if self.length else 1.0
-        m, s = self.model.loss_function.margin * factor, self.model.loss_function.scale
+        return self.cross_entropy(cosine, self.model.loss_function.margin * self.ramp())
+
+    def ramp(self):
+        return min(self.steps / self.length, 1.0) if self.length else 1.0
+
+    def cross_entropy(self, cosine, m):
+        s = self.model.loss_function.scale
         theta = ops.arccos(ops.clip(cosine, -1 + 1e-6, 1 - 1e-6))
         target = ops.where(theta + m < np.pi, ops.cos(theta + m), cosine - m * np.sin(m))
         true = ops.one_hot(self.y, cosine.shape[1])
@@ -107,7 +112,8 @@ class _Step:
         clean = self.forward(self.trainable, self.zeros())
         statistics, state = clean[3], clean[4]
         spaces = [self.directions(m, stage) for m, stage in zip(statistics, model.stages, strict=True)]
-        lengths = [template.radius * np.sqrt(n) for _, _, n in spaces]
+        radius = template.radius * (self.ramp() if template.ramp_radius else 1)
+        lengths = [radius * np.sqrt(n) for _, _, n in spaces]
 
         def size(coordinates, space):
             return np.sqrt(((coordinates @ space[0] / space[1]) ** 2).sum(1, keepdims=True))
@@ -120,19 +126,33 @@ class _Step:
             return coordinates * np.where(norm > 0, length / np.where(norm > 0, norm, 1), 1)
 
         points, active, state = self.draw(statistics, state)
+        if template.shared_by:
+            points = [np.stack([p[self.experiment == e].sum(0) for e in self.experiment]) for p in points]
         points = [rescale(p, space, length) for p, space, length in zip(points, spaces, lengths, strict=True)]
+        if template.start == "zero":
+            points = [np.zeros_like(p) for p in points]
 
         def searched(points):
             cosine, _, penalty, _, _ = self.forward(self.trainable, offsets(points))
+            if template.search_loss == "softmax":
+                return self.cross_entropy(cosine, 0.0)
             return self.margin_loss(cosine) + penalty
 
+        def shared(slopes, active):
+            if template.shared_by is None:
+                return slopes
+            alike = self.experiment[:, None] == self.experiment
+            return np.stack([(slopes * active)[row].sum(0) for row in alike])
+
         eta = template.step_size * (self.steps >= self.length) * (-1 if self.mutant == "ascent sign" else 1)
+        eta *= self.steps % template.adversary_every == 0
         for k in range(template.steps):
             start = (
                 [np.zeros_like(p) for p in points] if k == 0 else [p * a for p, a in zip(points, active, strict=True)]
             )
             slopes = gradients(searched, [np.float32(p) for p in start])
             for i, (g, space, length) in enumerate(zip(slopes, spaces, lengths, strict=True)):
+                g = g if self.mutant == "slopes apart" else shared(g, active[i])
                 norm = size(g.astype("float64"), space)
                 moved = rescale(points[i] + eta * length * g / np.where(norm > 0, norm, 1), space, length)
                 points[i] = np.where(norm > 0, moved, points[i])
@@ -175,8 +195,9 @@ class _Step:
             for stage, m in zip(self.model.stages, statistics, strict=True):
                 u = stage.uncertainty(m, self.experiment)
                 points.append(keras.ops.convert_to_numpy(stage.draw(u, len(self.y))).astype("float64"))
+            perturbed = keras.ops.convert_to_numpy(self.model.stages[0].draw_perturbed(len(self.y)))
             for stage in self.model.stages:
-                active.append(float(stage.draw_active()))
+                active.append(float(stage.draw_active()) * perturbed)
         state = {id(v): keras.ops.convert_to_numpy(scope.get_current_value(v)) for v in variables}
         for stage, m in zip(self.model.stages, statistics, strict=True):
             if stage.structure == "domain":

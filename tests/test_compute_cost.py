@@ -108,8 +108,8 @@ def test_a_layer_that_cannot_be_counted_is_named():
 
 
 def test_the_step_costs_one_and_the_share_and_two_thirds_of_it_for_each_further_ascent(resnet50):
-    def cost(steps=1, **kwargs):
-        uncertainty = FeatureStatisticsUncertainty(steps=steps)
+    def cost(steps=1, search_loss="margin", **kwargs):
+        uncertainty = FeatureStatisticsUncertainty(steps=steps, search_loss=search_loss)
         return step_cost(ABRAModel(resnet50, 1108, ["conv2_block3_out"], uncertainty=uncertainty, **kwargs))
 
     f = suffix_share(ABRAModel(resnet50, 1108, ["conv2_block3_out"]))
@@ -117,6 +117,7 @@ def test_the_step_costs_one_and_the_share_and_two_thirds_of_it_for_each_further_
     assert cost(steps=3) - cost() == pytest.approx(2 * (2 / 3 * f), rel=0.02)
     two_sided = cost(alignment=DistributionAlignment(two_sided=True))
     assert two_sided - cost() == pytest.approx(f / 3, rel=0.02)
+    assert cost(search_loss="softmax") == two_sided
 
 
 def test_without_a_stage_the_step_is_a_plain_one():

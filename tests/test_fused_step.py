@@ -72,6 +72,36 @@ def test_a_stage_may_sit_a_step_out():
     assert compare(model) == []
 
 
+OPTIONS = {
+    "zero start": {"start": "zero"},
+    "zero start, long steps": {"start": "zero", "step_size": 3.0},
+    "shared": {"shared_by": "experiment"},
+    "part": {"perturbed_share": 0.5},
+    "shared part": {"shared_by": "experiment", "perturbed_share": 0.5, "probability": 0.7},
+    "softmax": {"search_loss": "softmax"},
+}
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_the_search(option, structure):
+    assert compare(tiny_model(structure, 2, STAGES["two"], layer=OPTIONS[option])) == []
+
+
+@pytest.mark.parametrize("layer", [{"adversary_every": 3}, {"adversary_every": 2}, {"ramp_radius": True}])
+@pytest.mark.parametrize("steps", [2, 4, 6])
+def test_options_that_go_by_the_number_of_the_step(layer, steps):
+    model = tiny_model(layer=layer)
+    model.ramp.start(4)
+    model.ramp.advance(steps)
+    assert compare(model) == []
+
+
+def test_a_search_without_margin_and_two_sided_alignment_go_together():
+    model = tiny_model(layer={"search_loss": "softmax"}, alignment=DistributionAlignment(weight=3.0, two_sided=True))
+    assert compare(model) == []
+
+
 def test_on_the_ramp_the_margin_is_a_share_and_the_adversary_waits():
     model = tiny_model()
     model.ramp.start(4)
@@ -90,6 +120,10 @@ def test_no_penalty_is_lost_to_a_recycled_id():
     for layer in model.backbone.layers:
         vars(layer)["_loss_ids"] = EveryId()  # past the tracking of `__setattr__`, which would copy it
     assert mismatches(model, train_once(model, x, y), expected) == []
+
+
+def test_the_comparison_sees_slopes_that_are_not_shared():
+    assert compare(tiny_model(layer={"shared_by": "experiment"}), mutant="slopes apart") != []
 
 
 @pytest.mark.parametrize("mutant", ["shared part", "batch norm twice", "regularization twice", "ascent sign"])

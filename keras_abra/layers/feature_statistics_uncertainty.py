@@ -7,6 +7,8 @@ from keras_abra import backend, uncertainty
 from keras_abra.feature_statistics import feature_statistics, shift_statistics
 
 STRUCTURES = ("diagonal", "low_rank", "domain")
+STARTS = ("noise", "zero")
+SEARCH_LOSSES = ("margin", "softmax")
 
 
 class ReplicaSeedGenerator(keras.random.SeedGenerator):
@@ -49,10 +51,24 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             0.5.
         probability: in (0, 1], chance that the stage is perturbed in a step (all samples or none). Default 1; DSU's is
             0.5.
+        perturbed_share: in (0, 1], chance of each sample to be perturbed at all; in an `ABRAModel` the same samples at
+            every stage. Default 1.
         steps: K >= 0, ascent steps of `ABRAModel`'s search; 0 keeps the random draw. The layer by itself takes none.
             With f the share of the network's compute behind the first perturbed stage, K = 0 and K = 1 cost a step
             1 + f, each further step 2f/3. Default 1.
-        step_size: eta >= 0, length of an ascent step in radii. Default 0.5.
+        step_size: eta >= 0, length of an ascent step in radii. From noise, a step of 0.5 leaves the perturbation mostly
+            the random one; from 2 on the slope decides. Default 0.5.
+        start: where the search starts: `"noise"` (default), a random perturbation of the whole radius, or `"zero"`, so
+            that the first step alone decides the direction. It needs an ascent step, and perturbs nothing where there
+            is no slope and before the adversary starts.
+        search_loss: what the search climbs: `"margin"` (default), the loss with the angular margin, or `"softmax"`, the
+            margin-free cross-entropy, which costs a step f/3 more.
+        adversary_every: n >= 1: the adversary acts in every n-th optimizer step, and in the others the random start
+            stays; the cost is the same. Default 1.
+        ramp_radius: whether the radius grows from 0 with the margin, over the `warmup` of `ABRAModel`. Default False.
+        shared_by: `"experiment"`: samples of one experiment in the mini-batch get one perturbation, as a real batch
+            effect is shared, and the search climbs the sum of their losses; needs experiment ids in training. Default
+            `None`: each sample has its own.
         num_experiments: number of experiments, for `"domain"` only; ids are `0 .. num_experiments - 1`.
         experiment_groups: optional list of `num_experiments` integers, the group (cell type) of each experiment, for
             `"domain"`: means are centred within their group, so that cell types are not taken for batch effects.
@@ -89,8 +105,14 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         structure="diagonal",
         radius=0.5,
         probability=1.0,
+        perturbed_share=1.0,
         steps=1,
         step_size=0.5,
+        start="noise",
+        shared_by=None,
+        search_loss="margin",
+        adversary_every=1,
+        ramp_radius=False,
         num_experiments=None,
         experiment_groups=None,
         synchronized=True,
@@ -102,20 +124,37 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             raise ValueError(f"`structure` must be one of {STRUCTURES}. Received: {structure!r}")
         if radius is not None and not (_is_number(radius) and 0 < radius < math.inf):
             raise ValueError(f"`radius` must be a positive number, or None for DSU's draw. Received: {radius!r}")
-        if not (_is_number(probability) and 0 < probability <= 1):
-            raise ValueError(f"`probability` must lie in (0, 1]. Received: {probability!r}")
+        for name, value in (("probability", probability), ("perturbed_share", perturbed_share)):
+            if not (_is_number(value) and 0 < value <= 1):
+                raise ValueError(f"`{name}` must lie in (0, 1]. Received: {value!r}")
         if not (isinstance(steps, int) and steps >= 0):
             raise ValueError(f"`steps` must be an integer of at least 0. Received: {steps!r}")
         if not (_is_number(step_size) and 0 <= step_size < math.inf):
             raise ValueError(f"`step_size` must be a number of at least 0. Received: {step_size!r}")
-        if not isinstance(synchronized, bool):
-            raise ValueError(f"`synchronized` must be True or False. Received: {synchronized!r}")
+        for name, value, choices in (("start", start, STARTS), ("search_loss", search_loss, SEARCH_LOSSES)):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
+        if not (isinstance(adversary_every, int) and adversary_every >= 1):
+            raise ValueError(f"`adversary_every` must be an integer of at least 1. Received: {adversary_every!r}")
+        if start == "zero" and steps == 0:
+            raise ValueError("`start` 'zero' needs an ascent step: without one nothing is perturbed. Received: steps=0")
+        if shared_by not in (None, "experiment"):
+            raise ValueError(f"`shared_by` must be None or 'experiment'. Received: {shared_by!r}")
+        for name, value in (("synchronized", synchronized), ("ramp_radius", ramp_radius)):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be True or False. Received: {value!r}")
         _check_experiments(structure, num_experiments, experiment_groups)
         self.structure = structure
         self.radius = radius
         self.probability = probability
+        self.perturbed_share = perturbed_share
         self.steps = steps
         self.step_size = step_size
+        self.start = start
+        self.shared_by = shared_by
+        self.search_loss = search_loss
+        self.adversary_every = adversary_every
+        self.ramp_radius = ramp_radius
         self.num_experiments = num_experiments
         self.experiment_groups = None if experiment_groups is None else [int(g) for g in experiment_groups]
         self.synchronized = synchronized
@@ -143,7 +182,9 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         if self.radius is not None:
             statistics = ops.stop_gradient(statistics)
         uncertain = self.uncertainty(statistics, experiment)
-        coordinates = self.draw(uncertain, ops.shape(inputs)[0]) * self.draw_active()
+        batch = ops.shape(inputs)[0]
+        coordinates = self.share(uncertain, self.draw(uncertain, batch), experiment)
+        coordinates = coordinates * self.draw_active() * self.draw_perturbed(batch)
         outputs, _ = shift_statistics(inputs, uncertainty.offsets(uncertain, coordinates))
         self.update_means(ops.stop_gradient(statistics), experiment)
         return outputs
@@ -154,7 +195,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             return uncertainty.diagonal(statistics, self.synchronized)
         if self.structure == "low_rank":
             return uncertainty.low_rank(statistics, self.synchronized)
-        self._check_experiment(experiment)
+        self._check_experiment(experiment, "structure 'domain'")
         groups = self.experiment_groups or [0] * self.num_experiments
         one_hot = ops.one_hot(ops.convert_to_tensor(groups, "int32"), max(groups) + 1, dtype="float32")
         return uncertainty.domain(
@@ -170,12 +211,41 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             return coordinates
         return uncertainty.rescale(uncertain, coordinates, self.length(uncertain))
 
+    def share(self, uncertain, coordinates, experiment):
+        """One random draw for all samples of an experiment, made of their own; with `shared_by`."""
+        if self.shared_by is None:
+            return coordinates
+        self._check_experiment(experiment, "shared_by='experiment'")
+        same = _same_experiment(experiment)
+        coordinates = ops.matmul(same, backend.global_rows(coordinates))
+        if self.radius is None:  # the scaled sum of normal draws is one
+            return coordinates / ops.sqrt(ops.sum(same, axis=-1, keepdims=True))
+        return uncertainty.rescale(uncertain, coordinates, self.length(uncertain))
+
+    def first_point(self, uncertain, coordinates, experiment):
+        """Where the search starts, from the coordinates drawn."""
+        shared = self.share(uncertain, coordinates, experiment)
+        return ops.zeros_like(shared) if self.start == "zero" else shared
+
+    def shared_slopes(self, slopes, experiment):
+        """The slope of each sample's perturbation, from the loss's gradient by each sample's offsets."""
+        if self.shared_by is None:
+            return slopes
+        return ops.matmul(_same_experiment(experiment), backend.global_rows(slopes))
+
     def draw_active(self):
         """1.0 with the stage's probability, else 0.0."""
         if self.probability == 1:
             return ops.ones((), "float32")
         chance = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
         return ops.cast(chance < self.probability, "float32")
+
+    def draw_perturbed(self, batch):
+        """Float32 `(batch, 1)`: 1 for the samples that are perturbed; a scalar 1 if all are."""
+        if self.perturbed_share == 1:
+            return ops.ones((), "float32")
+        chance = keras.random.uniform((batch, 1), dtype="float32", seed=self.noise_generator)
+        return ops.cast(chance < self.perturbed_share, "float32")
 
     def length(self, uncertain):
         """`radius * sqrt(n)`, scalar."""
@@ -194,10 +264,10 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         self.experiment_means.assign(ops.where(counts[:, None] > 0, moved, old))
         self.experiments_seen.assign(ops.maximum(known, ops.cast(counts > 0, "float32")))
 
-    def _check_experiment(self, experiment):
+    def _check_experiment(self, experiment, why):
         if experiment is None:
             raise ValueError(
-                f"`{self.name}` has structure 'domain' and needs experiment ids in training. Expected: int (batch,), "
+                f"`{self.name}` has {why} and needs experiment ids in training. Expected: int (batch,), "
                 "given to ABRAModel as {'image': ..., 'experiment': ...}. Received: None"
             )
 
@@ -210,13 +280,25 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             "structure": self.structure,
             "radius": self.radius,
             "probability": self.probability,
+            "perturbed_share": self.perturbed_share,
             "steps": self.steps,
             "step_size": self.step_size,
+            "start": self.start,
+            "shared_by": self.shared_by,
+            "search_loss": self.search_loss,
+            "adversary_every": self.adversary_every,
+            "ramp_radius": self.ramp_radius,
             "num_experiments": self.num_experiments,
             "experiment_groups": self.experiment_groups,
             "synchronized": self.synchronized,
             "seed": self.seed,
         }
+
+
+def _same_experiment(experiment):
+    """Float32 `(batch, global batch)`: 1 where a sample of this replica and one of the mini-batch share theirs."""
+    own = ops.cast(ops.reshape(experiment, (-1, 1)), "int32")
+    return ops.cast(own == ops.transpose(backend.global_rows(own)), "float32")
 
 
 def _is_number(value):

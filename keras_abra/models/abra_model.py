@@ -211,9 +211,12 @@ class ABRAModel(backend.Trainer, keras.Model):
         seeds = [v for v in self.non_trainable_variables if v.path.endswith("seed_generator_state")]
         return [v for v in seeds if id(v) not in alike]
 
-    def step_size(self):
-        """Ascent step in radii; 0 until the ramp has ended."""
-        return self.uncertainty.step_size * self.ramp.adversary_started()
+    def search_pace(self):
+        """Ascent step in radii, 0 until the ramp has ended and in steps without adversary; and share of the radius."""
+        step_size = self.uncertainty.step_size * self.ramp.adversary_started()
+        if self.uncertainty.adversary_every > 1:
+            step_size *= self.ramp.is_multiple(self.uncertainty.adversary_every)
+        return step_size, self.ramp.margin_factor() if self.uncertainty.ramp_radius else None
 
     def is_finite(self, result):
         """Whether loss and gradients of a step are, a scalar, on all replicas alike."""

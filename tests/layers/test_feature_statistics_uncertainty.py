@@ -213,6 +213,37 @@ def test_with_probability_one_half_it_acts_in_about_half_of_the_steps():
     assert 15 < sum(moved) < 45
 
 
+def test_a_share_of_the_samples_is_perturbed():
+    x = np.repeat(features(batch=6), 100, axis=0)
+    moved = np.abs(keras.ops.convert_to_numpy(built(perturbed_share=0.3)(x, training=True)) - x).max((1, 2, 3)) > 0
+    assert 120 < moved.sum() < 240
+
+
+@pytest.mark.parametrize("radius", [0.7, None])
+@pytest.mark.parametrize("structure", ["diagonal", "domain"])
+def test_samples_of_one_experiment_share_one_draw_of_the_same_size(structure, radius):
+    layer, x = built(structure, radius=radius, shared_by="experiment"), features()
+    uncertain, experiment = measured(layer, x, EXPERIMENT), np.arange(3000, dtype="int32") // 3
+    shared = layer.share(uncertain, layer.draw(uncertain, 3000), experiment)
+    size = keras.ops.convert_to_numpy(maths.size(uncertain, shared))[::3]
+    shared = keras.ops.convert_to_numpy(shared).reshape(1000, 3, -1)
+    np.testing.assert_allclose(shared, np.repeat(shared[:, :1], 3, axis=1), rtol=1e-4, atol=1e-5)
+    assert np.abs(shared[1:, 0] - shared[:-1, 0]).max(1).min() > 1e-2
+    if radius is None:
+        assert abs((size**2).mean() - 8) < 5 * (size**2).std() / np.sqrt(1000)
+    else:
+        np.testing.assert_allclose(size, 0.7 * np.sqrt(8), rtol=1e-4)
+
+
+def test_the_layer_by_itself_shares_its_draw_too():
+    x = np.concatenate([features(batch=3)] * 2)
+    shared, own = (
+        keras.ops.convert_to_numpy(built(shared_by=by)(x, EXPERIMENT, training=True)) for by in ("experiment", None)
+    )
+    np.testing.assert_allclose(shared[:3], shared[3:], atol=1e-5)
+    assert np.abs(own[:3] - own[3:]).max((1, 2, 3)).min() > 1e-2
+
+
 def test_draws_differ_from_step_to_step_and_repeat_with_the_seed():
     x = features()
     first, second = built(), built()
@@ -239,6 +270,13 @@ def test_statistics_are_float32_under_mixed_precision(policy):
         ({"radius": 0}, "`radius` must be a positive number"),
         ({"radius": "big"}, "`radius` must be a positive number"),
         ({"probability": 0.0}, "`probability` must lie in"),
+        ({"perturbed_share": 1.5}, "`perturbed_share` must lie in"),
+        ({"start": "one"}, "`start` must be one of"),
+        ({"start": "zero", "steps": 0}, "needs an ascent step"),
+        ({"shared_by": "plate"}, "`shared_by` must be None or"),
+        ({"search_loss": "focal"}, "`search_loss` must be one of"),
+        ({"adversary_every": 0}, "`adversary_every` must be an integer"),
+        ({"ramp_radius": 1}, "`ramp_radius` must be True or False"),
         ({"steps": -1}, "`steps` must be an integer"),
         ({"steps": 1.5}, "`steps` must be an integer"),
         ({"step_size": -0.1}, "`step_size` must be a number"),
@@ -261,11 +299,16 @@ def test_bad_inputs_are_named():
         FeatureStatisticsUncertainty()(np.zeros((2, 3), "float32"), training=True)
     with pytest.raises(ValueError, match="needs experiment ids in training"):
         built("domain")(features(), training=True)
+    with pytest.raises(ValueError, match="shared_by='experiment' and needs experiment ids"):
+        built(shared_by="experiment")(features(), training=True)
 
 
 def test_the_config_gives_the_same_layer():
     arguments = {"radius": 0.3, "probability": 0.5, "steps": 2, "step_size": 0.1, "synchronized": False}
+    arguments |= {"perturbed_share": 0.5, "start": "zero", "shared_by": "experiment", "search_loss": "softmax"}
+    arguments |= {"adversary_every": 2, "ramp_radius": True}
     layer = built("domain", experiment_groups=[0, 0, 1], **arguments)
+    assert {name: layer.get_config()[name] for name in arguments} == arguments
     config = keras.saving.serialize_keras_object(layer)
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == layer.get_config()
