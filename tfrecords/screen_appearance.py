@@ -52,6 +52,8 @@ DRIFT = {
     "noise": 0.5,
     "growth": 1.25,  # of the traits, in units of REACH
 }
+# What a screen can have one at a time: which of the draws, and of the traits of growth, each shift is.
+SHIFTS = ("exposure", "stain", "focus", "background", "illumination", "density", "growth")
 BLUR = (0.55, 0.6, 0.5, 0.6, 0.55, 0.6)  # median blur of a channel, standard deviation in field units
 HAZE, HAZE_WIDTH = 0.15, 5.0  # share; field units
 BLEED = 0.05
@@ -101,35 +103,47 @@ class Appearance:
 
 
 def appearance_of(seed, cell_type, index, plate, batch_effect=1.0):
-    """Draw the appearance of plate `plate` of experiment number `index` of `cell_type`; all from `seed`."""
+    """Draw the appearance of plate `plate` of experiment number `index` of `cell_type`; all from `seed`.
+
+    `batch_effect`: one strength for all, or `{shift: strength}` of `SHIFTS`, the others then being 0: `"exposure"`
+    (tone and saturation), `"stain"` (mean, spread, bleed-through), `"focus"`, `"background"` (haze, noise),
+    `"illumination"`, `"density"` (of cells), `"growth"` (the other traits). One's draw does not depend on another's.
+    """
     code = list(LOG_MEDIAN).index(cell_type)
     shared = np.random.default_rng([seed, 2, code, index, 0])
     own = np.random.default_rng([seed, 2, code, index, plate])
 
-    def draw(*shape):
-        return batch_effect * (shared.standard_normal(shape) + PLATE * own.standard_normal(shape))
+    some = isinstance(batch_effect, dict)
+    strength = {shift: batch_effect.get(shift, 0.0) if some else batch_effect for shift in SHIFTS}
+
+    def draw(shift, *shape):
+        drawn = shared.standard_normal(shape) + PLATE * own.standard_normal(shape)
+        return drawn if shift is None else strength[shift] * drawn
 
     spread = np.zeros((12, 12))
     for row, values in enumerate(LOG_SPREAD):
         spread[row, : len(values)] = values
-    stain = np.exp(np.array(LOG_MEDIAN[cell_type]) + spread @ draw(12))
-    bleed = BLEED * np.exp(DRIFT["bleed"] * draw(6, 6))
+    stain = np.exp(np.array(LOG_MEDIAN[cell_type]) + spread @ draw("stain", 12))
+    bleed = BLEED * np.exp(DRIFT["bleed"] * draw("stain", 6, 6))
     # Light leaks mostly between neighbours in colour, here: in channel number.
     bleed *= np.exp(-0.7 * np.abs(np.subtract.outer(np.arange(6), np.arange(6))))
     np.fill_diagonal(bleed, 1.0)
-    common = draw(1)  # the focal plane is one for all channels, but for their own colour error
+    common = draw(None, 1)  # the focal plane is one for all channels, but for their own colour error
+    traits = np.array([strength["density" if trait == "density" else "growth"] for trait in TRAITS])
     return Appearance(
         cell_type=cell_type,
         mean=stain[:6],
         std=stain[6:],
-        blur=np.array(BLUR) * np.exp(DRIFT["focus"] * (0.8 * common + 0.6 * draw(6))),
-        haze=np.minimum(HAZE * np.exp(DRIFT["haze"] * (0.7 * common + 0.7 * draw(6))), 0.6),
+        blur=np.array(BLUR) * np.exp(DRIFT["focus"] * (0.8 * (strength["focus"] * common) + 0.6 * draw("focus", 6))),
+        haze=np.minimum(
+            HAZE * np.exp(DRIFT["haze"] * (0.7 * (strength["background"] * common) + 0.7 * draw("background", 6))), 0.6
+        ),
         bleed=bleed,
-        tone=np.exp(DRIFT["tone"] * draw(6)),
-        saturation=SATURATION * np.exp(DRIFT["saturation"] * draw(6)),
-        noise=float(np.exp(DRIFT["noise"] * draw(1)[0])),
-        illumination=ILLUMINATION * draw(6, 2),
-        growth=DRIFT["growth"] * draw(len(TRAITS)),
+        tone=np.exp(DRIFT["tone"] * draw("exposure", 6)),
+        saturation=SATURATION * np.exp(DRIFT["saturation"] * draw("exposure", 6)),
+        noise=float(np.exp(DRIFT["noise"] * draw("background", 1)[0])),
+        illumination=ILLUMINATION * draw("illumination", 6, 2),
+        growth=DRIFT["growth"] * (traits * draw(None, len(TRAITS))),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tfrecords.screen_appearance import appearance_of, expose, photograph
+from tfrecords.screen_appearance import SHIFTS, appearance_of, expose, photograph
 from tfrecords.screen_layout import POSITIVE_CONTROLS, TREATMENTS, layout
 from tfrecords.screen_phenotype import CELL_TYPES, sirna_effects
 
@@ -32,7 +32,10 @@ def write_screen(folder, seed=0, image_size=48, treatments=TREATMENTS, experimen
         image_size: height and width of the pictures in pixels; the field of view stays. Default 48: two CPU cores.
         treatments: number of treatment siRNAs, a multiple of 4. Default 44: a few hundred training sites.
         experiments: `{"train"|"val"|"test": {cell type: number}}`; by default `screen_layout.EXPERIMENTS`.
-        batch_effect: strength of everything in which experiments and plates differ, 0 for none. Default 1.
+        batch_effect: strength of everything in which experiments and plates differ, 0 for none; or a dict from shift to
+            strength, for a screen with these alone: `"exposure"` (response of the camera), `"stain"`, `"focus"`,
+            `"background"` (haze and noise), `"illumination"`, `"density"` (of cells), `"growth"` (their other traits).
+            Default 1.
 
     Returns:
         The metadata, a `pandas.DataFrame`.
@@ -107,7 +110,10 @@ def _draw(row, appearance, effects, seed, image_size):
 def _check(image_size, batch_effect):
     if image_size < 16:
         raise ValueError(f"image_size counts pixels, at least 16; received image_size={image_size}.")
-    if not batch_effect >= 0:
+    strengths = batch_effect if isinstance(batch_effect, dict) else {SHIFTS[0]: batch_effect}
+    if unknown := sorted(map(str, strengths.keys() - set(SHIFTS))):
+        raise ValueError(f"batch_effect knows the shifts {', '.join(SHIFTS)}; received {', '.join(unknown)}.")
+    if not all(strength >= 0 for strength in strengths.values()):
         raise ValueError(f"batch_effect is a strength >= 0, 0 for none; received batch_effect={batch_effect}.")
 
 
