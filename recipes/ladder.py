@@ -31,6 +31,8 @@ import keras
 from ladder_methods import ABLATION, METHODS, method_settings, trial_settings
 from ladder_report import write_report
 
+from tfrecords.screen_appearance import SHIFTS
+
 # Screens by what they are for; none serves two ends. Seed i of a preset has the i-th screen from its first one on.
 DEVELOPMENT = 1000
 # At least 47 epochs, as many as the embedded screen's ERM was accepted with.
@@ -87,6 +89,7 @@ def parse(argv):
     parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
     parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
     parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")
+    parser.add_argument("--shift", choices=SHIFTS, help="the one thing in which experiments differ (default: all)")
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")
     parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET)")
     parser.add_argument("--workers", type=int, help="processes, of one core each (default: one a core)")
@@ -110,6 +113,8 @@ def make_plan(args):
     for name, value in (("batch_effect", args.batch_effect), ("train", args.train_experiments)):
         if value is not None:
             plan["screen"][name] = value
+    if args.shift:
+        plan["screen"]["batch_effect"] = {args.shift: plan["screen"]["batch_effect"]}
     return plan
 
 

@@ -9,7 +9,7 @@ from contenders.typical_variation import nearest_class, typical_variation
 from converge import Converge
 from ladder_methods import build_contender, more_compute, takes_experiments
 from ladder_screens import screen_records, split_images, training_data
-from scores import score
+from scores import embedding_quality, score
 
 from keras_abra import NonFiniteLossError
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
@@ -28,7 +28,8 @@ def run_cell(cell, screens):
 
     Returns:
         dict of plain values: `splits` (accuracy, by well, cell type and experiment), `test_time` (the same of `test`
-        with AdaBN, nearest class and TVN), epochs, steps, seconds.
+        with AdaBN, nearest class and TVN), `embedding` (effective rank and separation of classes on `test`), epochs,
+        steps, seconds.
     """
     settings, rule = cell["settings"], cell["rule"]
     records = screen_records(screens, cell["screen"])
@@ -80,6 +81,8 @@ def run_cell(cell, screens):
         "backend": keras.backend.backend(),
     }
     if "test" in cell["splits"] and not diverged:
+        embed, (sites, pixels) = keras.Model(network.input, network.outputs[1]), images["test"]
+        result["embedding"] = embedding_quality(embed.predict(pixels, batch_size=128, verbose=0), sites["label"])
         result["test_time"] = _test_time(records, settings, network, adaptive, images["test"], classes)
     return result
 

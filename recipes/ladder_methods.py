@@ -45,6 +45,7 @@ ADVERSARY = MARGIN | {
     "radius": 0.15,
     "steps": 1,
     "step_size": 0.5,
+    "perturbed_weight": 1.0,
     "alignment": "symmetric_kl",
     "alignment_weight": 1.0,
     "two_sided": False,
@@ -86,15 +87,26 @@ VARIANTS = {
     **{f"alignment={a}": {"alignment": a} for a in ("none", "jensen_shannon", "coral", "mmd")},
     "two_sided": {"two_sided": True},
     **{f"margin={m}": {"margin": m} for m in (0.0, 0.1, 0.3, 0.5)},
+    "shared": {"shared_by": "experiment"},
+    "part": {"perturbed_share": 0.5},
+    "ramp_radius": {"ramp_radius": True},
+    "perturbed_weight=0.3": {"perturbed_weight": 0.3},
 }
 ONLY_ADVERSARIES = {
     "steps=3": {"steps": 3},
     "step_size=2": {"step_size": 2.0},
     "step_size=100": {"step_size": 100.0},  # the start no longer counts: the first step alone decides
+    "zero_start": {"start": "zero"},
+    "adversary_every=4": {"adversary_every": 4},
+    "search_loss=softmax": {"search_loss": "softmax"},
+}
+# Several changes at once, each with its random control: where the worst case may beat the random one.
+DESIGNS = {
+    "shared+domain": {"shared_by": "experiment", "structure": "domain"},
 }
 ABLATION = {
-    **{f"abra_random:{name}": ADVERSARY | {"steps": 0} | change for name, change in VARIANTS.items()},
-    **{f"abra:{name}": ADVERSARY | change for name, change in (VARIANTS | ONLY_ADVERSARIES).items()},
+    **{f"abra_random:{name}": ADVERSARY | {"steps": 0} | change for name, change in (VARIANTS | DESIGNS).items()},
+    **{f"abra:{name}": ADVERSARY | change for name, change in (VARIANTS | DESIGNS | ONLY_ADVERSARIES).items()},
 }
 # What is searched on validation experiments: rate and decay for every method, and at most two of its own.
 SPACES = {
@@ -107,6 +119,10 @@ SPACES = {
     "alpha": (0.1, 0.3, 1.0),
     "penalty": (0.01, 0.1, 1.0, 10.0, 100.0),
 }
+SEARCH_OPTIONS = (
+    *("radius", "steps", "step_size", "start", "shared_by"),
+    *("perturbed_share", "search_loss", "adversary_every", "ramp_radius"),
+)
 OWN = ("radius", "probability", "alpha", "penalty", "margin", "scale")
 
 
@@ -192,7 +208,7 @@ def build_contender(settings, shape, classes, cell_types, warmup):
 
 def takes_experiments(settings):
     """Whether the model is trained with experiment ids."""
-    return "objective" in settings or settings.get("structure", "").startswith("domain")
+    return "objective" in settings or "shared_by" in settings or settings.get("structure", "").startswith("domain")
 
 
 def more_compute(settings, shape, classes, warmup):
@@ -236,6 +252,7 @@ def _margin_model(backbone, settings, classes, cell_types, warmup):
             "perturb_after": settings["stages"].split("+"),
             "uncertainty": _uncertainty(settings, cell_types),
             "alignment": _alignment(settings),
+            "perturbed_weight": settings["perturbed_weight"],
         }
     return ABRAModel(
         backbone,
@@ -254,9 +271,8 @@ def _uncertainty(settings, cell_types):
         if structure == "domain_cell_type":
             options["experiment_groups"] = np.unique(cell_types, return_inverse=True)[1].tolist()
         structure = "domain"
-    return FeatureStatisticsUncertainty(
-        structure, radius=settings["radius"], steps=settings["steps"], step_size=settings["step_size"], **options
-    )
+    options |= {name: settings[name] for name in SEARCH_OPTIONS if name in settings}
+    return FeatureStatisticsUncertainty(structure, **options)
 
 
 def _alignment(settings):

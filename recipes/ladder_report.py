@@ -72,6 +72,8 @@ def main_table(results):
             row[name] = 100 * np.mean([s["cell_type"][name]["accuracy"] for s in scores["test"]])
         for name, baseline in {**{b: b for b in BASELINES}, "random": random_control(method)}.items():
             row |= _difference(cells, "test", method, baseline, name)
+        for name in ("effective_rank", "separation"):
+            row[name] = np.mean([r.get("embedding", {}).get(name, np.nan) for _, r in own])
         row["epochs"] = np.mean([r["epochs"] for _, r in own])
         row |= _costs(results, own)
         row["at_most"] = sum(r["at_most"] for _, r in own)
@@ -164,6 +166,15 @@ def markdown(results, table, at_test_time, command):
         "| test, difference to | ERM | ArcFace | DSU | its random control |",
         "|---|---|---|---|---|",
         *(f"| {row['method']} | {_intervals(row, (*BASELINES, 'random'))} |" for row in table.to_dict("records")),
+        "",
+        "Embeddings of test: effective rank, and share of their variance between classes.",
+        "",
+        "| method | effective rank | separation |",
+        "|---|---|---|",
+        *(
+            f"| {row['method']} | {_number(row['effective_rank'])} | {_number(row['separation'], 2)} |"
+            for row in table.to_dict("records")
+        ),
         "",
         "With an experiment's test images (AdaBN) or its negative controls (typical variation normalization, TVN) "
         "taken together: adaptive, not to be compared with the above. TVN and its own baseline answer by the nearest "

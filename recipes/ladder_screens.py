@@ -1,5 +1,6 @@
 """The screens of the ladder, and what a training sees of one."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -30,10 +31,10 @@ def screen_records(folder, screen):
 
     Args:
         folder: where screens are kept.
-        screen: dict with `seed`, `batch_effect`, `image_size`, `treatments` and the numbers of experiments `train`,
-            `val` and `test`, dealt to the four cell types in turn.
+        screen: dict with `seed`, `batch_effect` (see `write_screen`), `image_size`, `treatments` and the numbers of
+            experiments `train`, `val` and `test`, dealt to the four cell types in turn.
     """
-    name = "-".join(f"{key}{screen[key]}" for key in sorted(screen))
+    name = re.sub(r"[^a-z0-9_.]+", "-", "-".join(f"{key}{screen[key]}" for key in sorted(screen)))
     records, pictures = Path(folder) / name / "records", Path(folder) / name / "pictures"
     if not (records / "manifest.json").is_file():
         shutil.rmtree(Path(folder) / name, ignore_errors=True)

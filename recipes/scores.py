@@ -60,6 +60,33 @@ def score(sites, logits):
     return result
 
 
+def embedding_quality(embeddings, labels):
+    """Whether embeddings have collapsed.
+
+    Args:
+        embeddings: `(sites, dim)`; their length does not count.
+        labels: class of each, `(sites,)`.
+
+    Returns:
+        dict: `effective_rank`, the exponential of the entropy of the shares of the singular values (Roy and Vetterli,
+        EUSIPCO 2007), of centred unit embeddings: 1 to dim; `separation`, share of their variance that lies between
+        classes: 0 to 1. NaN where all embeddings are alike.
+    """
+    unit = np.asarray(embeddings, "float64")
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    unit -= unit.mean(0)
+    total = (unit**2).sum()
+    if not total > 1e-20:
+        return {"effective_rank": float("nan"), "separation": float("nan")}
+    shares = np.linalg.svd(unit, compute_uv=False)
+    shares = shares[shares > 1e-12 * shares[0]] / shares.sum()
+    means = pd.DataFrame(unit).groupby(np.asarray(labels)).transform("mean").to_numpy()
+    return {
+        "effective_rank": float(np.exp(-(shares * np.log(shares)).sum())),
+        "separation": float((means**2).sum() / total),
+    }
+
+
 def print_scores(metrics):
     """Prints accuracy in percent, one row a split, one column a cell type."""
     splits = metrics["splits"]

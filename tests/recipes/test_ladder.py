@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ladder_methods import METHODS, build_contender, method_settings, trial_settings
+from ladder_screens import screen_records
 
 SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
 RULE = {"warmup": 1, "patience": 1, "smooth": 1, "least": 1, "most": 2, "decay": 0.5}
@@ -86,6 +87,7 @@ def test_a_cell_run_twice_gives_the_same_numbers(output):
     assert first == second
     assert set(first["splits"]) == {"id_test", "val", "test"}
     assert set(first["test_time"]) == {"adabn", "nearest_class", "tvn"}
+    assert 1 <= first["embedding"]["effective_rank"] <= 6 and 0 < first["embedding"]["separation"] < 1
     assert first["steps"] == 2 * first["epochs"] and 3 <= first["epochs"] <= 4  # 16 sites, batches of 8
 
 
@@ -128,7 +130,18 @@ def test_every_method_has_as_many_trials_each_another_and_first_its_own():
         assert {t["head"] for t in trials} == {trials[0]["head"]}
 
 
-@pytest.mark.parametrize("method", [*METHODS, "abra:structure=domain_cell_type"])
+def test_a_screen_may_have_one_shift_alone(tmp_path):
+    args = ladder.parse(["--shift", "focus", "--batch-effect", "2", "--output", str(tmp_path)])
+    screen = ladder.make_plan(args)["screen"]
+    assert screen["batch_effect"] == {"focus": 2.0} and ladder.PRESETS["quick"]["screen"]["batch_effect"] == 1.0
+    records = screen_records(tmp_path, screen | {"seed": 0})
+    assert records == screen_records(tmp_path, screen | {"seed": 0}) and "batch_effect-focus-2.0" in str(records)
+
+
+SEARCHES = ["shared", "part", "zero_start", "adversary_every=4", "search_loss=softmax", "ramp_radius", "shared+domain"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "abra:structure=domain_cell_type", *(f"abra:{s}" for s in SEARCHES)])
 def test_every_contender_is_built_and_answers(method):
     contender = build_contender(method_settings(method), (24, 24, 6), 4, ["HUVEC", "HUVEC", "RPE"], 2)
     logits, embedding = contender.network(np.zeros((2, 24, 24, 6), "float32"))

@@ -23,7 +23,7 @@ def result(first, second, steps=100, seconds=1.0, cost=1.0):
         "at_most": False,
         "diverged": False,
     }
-    return done | {"splits": splits, "test_time": times}
+    return done | {"splits": splits, "test_time": times, "embedding": {"effective_rank": steps / 10, "separation": 0.4}}
 
 
 def cell(method, screen):
@@ -71,7 +71,7 @@ def test_page_and_picture(tmp_path):
     page = markdown(RESULTS, table, adaptive_table(RESULTS), "python recipes/ladder.py --seeds 2")
     row = next(line for line in page.splitlines() if line.startswith("| erm | 70.0 "))
     assert "| **35.0** |" in row and "`python recipes/ladder.py --seeds 2`" in page
-    assert "| abra:radius=1.0 | +10.0 [" in page
+    assert "| abra:radius=1.0 | +10.0 [" in page and "| abra:radius=1.0 | 20.0 | 0.40 |" in page
     pytest.importorskip("matplotlib")
     plot(table, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").stat().st_size > 5000

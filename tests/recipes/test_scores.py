@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scores import predictions_table, score
+from scores import embedding_quality, predictions_table, score
 
 SITES = pd.DataFrame(
     {
@@ -25,6 +25,18 @@ def test_sites_and_wells_are_scored_apart():
     assert (scores["accuracy"], scores["well_accuracy"], scores["count"]) == (1 / 3, 1 / 2, 3)
     assert scores["cell_type"] == {"HUVEC": {"accuracy": 0.5, "count": 2}, "RPE": {"accuracy": 0.0, "count": 1}}
     assert scores["experiment"].keys() == {"HUVEC-17", "RPE-08"}
+
+
+def test_embeddings_of_equal_singular_values_have_full_rank_and_those_on_a_line_have_one():
+    axes = np.concatenate([np.eye(4), -np.eye(4)])
+    assert embedding_quality(3.0 * axes, np.arange(8))["effective_rank"] == pytest.approx(4)
+    line = np.outer([1.0, -1.0, 1.0, -1.0], [0.6, 0.8, 0.0])
+    assert embedding_quality(line, [0, 1, 0, 1]) == {
+        "effective_rank": pytest.approx(1),
+        "separation": pytest.approx(1),
+    }
+    assert embedding_quality(line, [0, 0, 1, 1])["separation"] == pytest.approx(0)
+    assert np.isnan(list(embedding_quality(np.ones((3, 2)), [0, 1, 2]).values())).all()
 
 
 def test_predictions_name_site_sirna_and_probability():
