@@ -27,6 +27,7 @@ CASES = {
     "diagonal": lambda **kw: tiny_model("diagonal", 1, TWO, **kw),
     "low_rank": lambda **kw: tiny_model("low_rank", 2, TWO, **kw),
     "domain": lambda **kw: tiny_model("domain", 1, **kw),
+    "shared": lambda **kw: tiny_model("diagonal", 2, layer={"shared_by": "experiment"}, **kw),
     "coral": lambda **kw: tiny_model("diagonal", 1, TWO, alignment=two_sided("coral", 30.0 if JAX else 1e4), **kw),
     "mmd": lambda **kw: tiny_model("low_rank", 2, TWO, alignment=two_sided("mmd", 30.0), **kw),
     "dsu": lambda backbone, **kw: tiny_model(perturb_after=(), backbone=with_dsu(backbone), **kw),
@@ -104,7 +105,7 @@ def run(case, number=0, processes=1):
         model.trainable_variables[0].assign(model.trainable_variables[0] + 1.0)
     samples = SAMPLES.get(case, 2 * BATCH)
     (x, y), weight = tiny_batch(samples), np.linspace(0.2, 1.8, samples, dtype="float32")
-    x = x if case == "domain" else x["image"]
+    x = x if case in ("domain", "shared") else x["image"]
     x, y, weight = (keras.tree.map_structure(lambda a: part(a, number, processes), a) for a in (x, y, weight))
     size = BATCH // processes
     history = model.fit(x, y, sample_weight=weight, batch_size=size, shuffle=False, verbose=0).history
@@ -152,6 +153,7 @@ def mistakes():
         "a spread is the replica's": (uncertainty, "diagonal", lambda f: lambda m, _: f(m, False)),
         "a covariance is the replica's": (uncertainty, "low_rank", lambda f: lambda m, _: f(m, False)),
         "an alignment is the replica's": (backend, "global_rows", lambda f: lambda rows: rows),
+        "an experiment is the replica's": (backend, "global_rows", lambda f: lambda rows: rows),
         "gradients are the replica's": (torch, "_sum_all", lambda f: lambda values: list(values)),
         "clipping comes first": (torch, "_sum_all", lambda f: lambda values: f(clip(values))),
         "noise is shared": (backend, "fold_in_replica", lambda f: lambda seed: seed),
@@ -169,6 +171,7 @@ if not JAX:
         "a mean is the replica's": "diagonal",
         "a covariance is the replica's": "low_rank",
         "an alignment is the replica's": "coral",
+        "an experiment is the replica's": "shared",
         "gradients are the replica's": "erm",
         "clipping comes first": "clipped",
     }

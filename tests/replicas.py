@@ -94,28 +94,56 @@ def draw_by_sample(monkeypatch, first=0, shared=False):
 
 
 def one_after_another(monkeypatch, replicas, build, x, y):
-    """The `Step` of each replica's part on one device, given the spread over all parts."""
+    """The `Step` of each replica's part on one device, given the spread over all parts, and the rows that the alignment
+    compares of all parts: three rounds, of which the second knows the spreads and the third the rows too."""
     import tensorflow as tf
 
-    rows, spread = len(y) // replicas, FeatureStatisticsUncertainty.uncertainty
-    statistics = {}
+    rows, spread, gather = len(y) // replicas, FeatureStatisticsUncertainty.uncertainty, backend.global_rows
+    statistics, seen, calls = {}, [], []
 
     def record(self, found, experiment=None):
         statistics.setdefault(self.name, []).append(found)
-        return spread(self, found, experiment)
+        return alone(self, found, experiment)
 
     def given(self, found, experiment=None):
-        return spread(self, ops.concatenate(statistics[self.name]), experiment)
+        return alone(self, ops.concatenate(statistics[self.name]), experiment)
+
+    def alone(*args):
+        look, backend.global_rows = backend.global_rows, gather  # these are no rows of the alignment
+        try:
+            return spread(*args)
+        finally:
+            backend.global_rows = look
+
+    def record_rows(own):
+        if own.dtype == tf.float32:  # not the replicas' numbers of samples
+            seen[-1].append(tf.stop_gradient(own))
+        return own
+
+    def given_rows(own):
+        if own.dtype != tf.float32:
+            return own
+        place, call = len(calls) - 1, calls[-1]
+        calls[-1] += 1
+        parts = [found[call] for found in seen[replicas:]]
+        # of the mean of the parts' gradients this is one, of the sum of what the rows give it is the whole
+        parts[place] = parts[place] + replicas * (own - tf.stop_gradient(own))
+        return tf.concat(parts, axis=0)
 
     steps = []
-    for measure in (record, given):
+    for measure, look in ((record, record_rows), (given, record_rows), (given, given_rows)):
         monkeypatch.setattr(FeatureStatisticsUncertainty, "uncertainty", measure)
+        calls.clear()
         for first in range(0, len(y), rows):
+            seen.append([]) if look is record_rows else calls.append(0)
             draw_by_sample(monkeypatch, first)
+            monkeypatch.setattr(backend, "global_rows", look)
             part = {name: value[first : first + rows] for name, value in x.items()}
             steps.append(train(tf.distribute.get_strategy(), build, part, y[first : first + rows]))
+            monkeypatch.setattr(backend, "global_rows", gather)
     monkeypatch.setattr(FeatureStatisticsUncertainty, "uncertainty", spread)
-    return steps[replicas:]
+    assert all(count == len(found) for count, found in zip(calls, seen[replicas:], strict=True))
+    return steps[-replicas:]
 
 
 def distance(found, expected):

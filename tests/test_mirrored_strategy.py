@@ -11,7 +11,7 @@ from keras_abra import backend, fused_step, uncertainty
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import DistributionAlignment
 from tests import replicas as on
-from tests.tiny import smooth_backbone, tiny_backbone, tiny_batch, tiny_model
+from tests.tiny import EXPERIMENTS, smooth_backbone, tiny_backbone, tiny_batch, tiny_model
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("MirroredStrategy is TensorFlow's", allow_module_level=True)
@@ -74,12 +74,27 @@ def test_with_synchronized_batch_norm_the_step_is_that_of_one_device(
     check_logs(found.history, expected.history)
 
 
+@pytest.mark.parametrize("number, structure", [(2, "diagonal"), (4, "low_rank")])
+def test_an_experiment_on_several_replicas_shares_one_perturbation(monkeypatch, number, structure):
+    def model():
+        return build(structure, TWO, 2, layer={"shared_by": "experiment"})
+
+    expected, found = both(monkeypatch, number, model)
+    assert on.distance(found.gradients, expected.gradients) <= BOUND
+    monkeypatch.setattr(FeatureStatisticsUncertainty, "shared_slopes", lambda self, slopes, experiment: slopes)
+    apart = on.train(on.mirrored(number), model, *tiny_batch())
+    assert on.distance(apart.gradients, expected.gradients) > 10 * BOUND
+
+
 @pytest.mark.parametrize(
     "number, structure, stages, steps, aligned",
     [
         (2, "diagonal", TWO, 2, alignment("symmetric_kl", two_sided=True)),
         (2, "low_rank", TWO, 1, alignment("jensen_shannon")),
         (4, "diagonal", ONE, 1, NONE),
+        (2, "domain", TWO, 2, alignment("symmetric_kl")),
+        (2, "diagonal", TWO, 1, alignment("coral", two_sided=True)),
+        (4, "diagonal", ONE, 1, alignment("mmd")),
     ],
 )
 def test_with_plain_batch_norm_it_is_the_mean_of_the_parts_given_the_global_spread(
@@ -112,9 +127,14 @@ def check_mean_of(parts, monkeypatch, number, model, x, y):
     found = on.train(on.mirrored(number), model, x, y)
     mean = [np.mean(gradients, axis=0) for gradients in zip(*(part.gradients for part in parts), strict=True)]
     assert on.distance(found.gradients, mean) <= BOUND
-    for values, *parts_values in zip(found.state, *(part.state for part in parts), strict=True):
+    names = [v.path for v in found.model.non_trainable_variables]
+    members = np.array([np.bincount(part, minlength=EXPERIMENTS) for part in np.split(x["experiment"], number)])
+    for name, values, *parts_values in zip(names, found.state, *(part.state for part in parts), strict=True):
+        if name.endswith("experiment_means"):  # one state: that of all samples of an experiment
+            weights = (members / members.sum(0))[..., None]
+            parts_values = [[sum(w * value for w, (value,) in zip(weights, parts_values, strict=True))]] * number
         for replica, (value,) in zip(values, parts_values, strict=True):
-            np.testing.assert_allclose(replica, value, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(replica, value, rtol=1e-4, atol=1e-5, err_msg=name)
     check_logs(found.history, {name: np.mean([p.history[name] for p in parts], axis=0) for name in found.history})
 
 
