@@ -31,6 +31,7 @@ import keras
 from ladder_methods import ABLATION, METHODS, method_settings, trial_settings
 from ladder_report import write_report
 
+from tfrecords.mirror import lock_file
 from tfrecords.screen_appearance import SHIFTS
 
 # Screens by what they are for; none serves two ends. Seed i of a preset has the i-th screen from its first one on.
@@ -73,6 +74,15 @@ def main(argv=None):
     args = parse(argv)
     plan = make_plan(args)
     args.output.mkdir(parents=True, exist_ok=True)
+    lock = lock_file(args.output / "lock", wait=False)
+    if lock is None:
+        raise ValueError(f"{args.output} is in use by another ladder. Wait for its end, or name another folder.")
+    with lock:
+        return climb(plan, args, argv)
+
+
+def climb(plan, args, argv):
+    """Trains what is missing, and writes the report."""
     settings = {method: method_settings(method) for method in plan["methods"]}
     if plan["trials"]:
         settings = tune(plan, args)

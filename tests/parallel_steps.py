@@ -6,7 +6,9 @@ On torch each process is a replica. On JAX each process feeds its part of a glob
 
 import contextlib
 import importlib
+import re
 import sys
+from pathlib import Path
 from unittest import mock
 
 import keras
@@ -198,6 +200,26 @@ def bytes_of_a_step(case):
     return {f"bytes {case}": np.array(sizes)}
 
 
+def floats_of_a_step(case):
+    """Numbers in each collective operation of one training step on the devices of `DataParallel`, compiled by XLA."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+    step_counters = importlib.import_module("step_counters")
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    divided = NamedSharding(mesh, PartitionSpec("batch"))
+    model = CASES[case](backbone=smooth(), embedding_dim=None)
+    model.compile("sgd", metrics=["accuracy"])
+    x, y = tiny_batch(BATCH)
+    with mock.patch.object(step_counters, "_to_tensors", lambda values: jax.device_put(values, divided)):
+        text = step_counters.compile_jax_step(model, x["image"], y).as_text()
+    operations = re.findall(r"= (.*) (?:all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
+    shapes = [re.findall(r"\w+\[([\d,]*)\]", found) for found in operations]
+    sizes = [np.prod([int(n) for n in shape.split(",") if n]) for found in shapes for shape in found]
+    return {f"floats {case}": np.array(sizes, int)}
+
+
 def on_torch(file, cases):
     import torch.distributed as dist
 
@@ -234,6 +256,8 @@ def on_jax(file, cases):
             found |= {f"{case} {k.partition(' ')[2]}": v for k, v in run(name, number, processes).items()}
     if devices.startswith("2"):
         found |= refusals()
+        for case in ("diagonal", "uneven"):
+            found |= floats_of_a_step(case)
     np.savez(file, **found)
 
 

@@ -145,6 +145,19 @@ def test_a_step_sends_the_gradients_and_a_few_numbers_a_stage(many):
     assert sent.sum() - plain.sum() == stages + 3 * 4 + 3 * 2 * 8
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="what XLA makes of a global array")
+def test_devices_send_each_branchs_gradients_and_a_few_numbers_a_stage(many):
+    """XLA on a CPU sums the two gradients of a weight behind the first stage over the devices before it adds them."""
+    sent, plain = (many["2 devices"][0][f"floats {case}"].sum() for case in ("diagonal", "uneven"))
+    model = parallel_steps.CASES["diagonal"](backbone=parallel_steps.smooth(), embedding_dim=None)
+    weights, before = (
+        sum(int(np.prod(v.shape)) for v in part.trainable_variables) for part in (model, model.backbone_parts[0])
+    )
+    assert weights <= plain <= weights + 6
+    # mean and sum of squares of mean and deviation, some of them twice; the perturbed branch's own losses
+    assert 0 < sent - plain - (weights - before) <= sum(8 * stage.channels + 2 for stage in model.stages)
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="torch's processes may have parts of different sizes")
 def test_batches_that_do_not_divide_are_refused(many):
     said = {key: str(text) for key, text in many["2 devices"][0].items() if key.startswith("refused ")}

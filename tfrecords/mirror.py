@@ -68,9 +68,9 @@ def local_folder(dest, splits=(), kinds=()):
     cache.mkdir(parents=True, exist_ok=True)
     used = cache / f"{key}.used"
     if used not in _in_use:  # Held until the process ends, so that no other one clears the copy.
-        _in_use[used] = _lock(used, shared=True)
+        _in_use[used] = lock_file(used, shared=True)
     used.touch()
-    with contextlib.closing(_lock(cache / f"{key}.fetched")):
+    with contextlib.closing(lock_file(cache / f"{key}.fetched")):
         folder.mkdir(exist_ok=True)
         write_whole(folder / MANIFEST, data)
         transport = find_transport(url)
@@ -145,7 +145,7 @@ def _make_room(cache, key, url, needed):
     for path in sorted(others, key=lambda path: path.stat().st_mtime):
         if room >= needed or fcntl is None:
             break
-        held = _lock(path, wait=False)
+        held = lock_file(path, wait=False)
         if held is not None:
             with contextlib.closing(held):
                 room += _size(cache / path.stem)
@@ -163,7 +163,7 @@ def _size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _lock(path, shared=False, wait=True):
+def lock_file(path, shared=False, wait=True):
     """An open file that is locked until it is closed, or None if another process holds it and `wait` is false."""
     file = open(path, "a")
     if fcntl is not None:

@@ -12,6 +12,8 @@ import pytest
 from ladder_methods import METHODS, build_contender, method_settings, trial_settings
 from ladder_screens import screen_records
 
+from tfrecords.mirror import lock_file
+
 SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
 RULE = {"warmup": 1, "patience": 1, "smooth": 1, "least": 1, "most": 2, "decay": 0.5}
 TINY = {"batch_size": 8, "width": 2, "embedding_dim": 6}
@@ -150,6 +152,13 @@ def test_every_contender_is_built_and_answers(method):
     assert (contender.cost or 1) == pytest.approx(1) or method.startswith("abra")
     trained = {id(v) for v in contender.model.trainable_variables}
     assert {id(v) for v in contender.network.trainable_variables} <= trained  # what is scored is what is trained
+
+
+def test_two_ladders_do_not_share_a_folder(tmp_path):
+    with lock_file(tmp_path / "lock", wait=False):
+        with pytest.raises(ValueError, match="in use by another ladder"):
+            start(tmp_path, "--methods", "erm", "--seeds", "1")
+    assert [p.name for p in tmp_path.iterdir()] == ["lock"]
 
 
 def test_an_unknown_method_is_named():
