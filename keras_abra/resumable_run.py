@@ -313,6 +313,8 @@ class ResumableRun(keras.callbacks.Callback):
 
     def _last(self):
         saved = f"the last checkpoint is {self._saved}" if self._saved else "there is no checkpoint yet"
+        if backend.process_index():
+            saved = "checkpoints are the first process's"
         return f"left in epoch {self._epoch} before step {self._step}; {saved}. Start the same again to go on."
 
     def _leave_if_asked(self, save, metrics=None):

@@ -69,12 +69,15 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         optimizer: function of `(learning_rate, weight_decay)` that makes the optimizer. Default
             `keras.optimizers.AdamW`.
         seed: integer of at least 0.
+        uncertainty: dict of more arguments of `FeatureStatisticsUncertainty`, the same in every trial: `structure`,
+            `start`, `shared_by` and so on.
         compile_arguments: more arguments of `compile`. Default `{"metrics": ["accuracy"]}`.
         name: name of the hypermodel.
         **kwargs: more arguments of `ABRAModel`: `embedding_dim`, `perturbed_weight`, `class_names`.
 
     Raises:
-        ValueError: for an unknown name, a name in both `search` and `fixed`, or a space that is none.
+        ValueError: for an unknown name, a name in both `search` and `fixed`, a space that is none, or an argument that
+            `FeatureStatisticsUncertainty` refuses.
 
     Example:
 
@@ -96,6 +99,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         fixed=None,
         optimizer=None,
         seed=0,
+        uncertainty=None,
         compile_arguments=None,
         name="abra",
         **kwargs,
@@ -109,6 +113,10 @@ class ABRAHyperModel(keras_tuner.HyperModel):
             raise ValueError(f"`search` and `fixed` both name {', '.join(both)}. A hyperparameter is one or the other.")
         for key, space in search.items():
             _check_space(key, space)
+        self.uncertainty = dict(uncertainty or {})
+        if both := sorted(self.uncertainty.keys() & SPACES.keys()):
+            raise ValueError(f"`uncertainty` names {', '.join(both)}: give that in `search` or in `fixed`.")
+        FeatureStatisticsUncertainty(**self.uncertainty)  # refuses what it does not know
         if not stages or any(isinstance(names, str) for names in stages):
             raise ValueError(f"`stages` must be a list of lists of layer names. Received: {stages!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -162,7 +170,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         perturbed = {}
         if names := self.stages.get(values["stages"], values["stages"]):
             uncertainty = {name: values[name] for name in ("radius", "steps", "step_size") if name in values}
-            perturbed["uncertainty"] = FeatureStatisticsUncertainty(**uncertainty)
+            perturbed["uncertainty"] = FeatureStatisticsUncertainty(**uncertainty, **self.uncertainty)
             if values["alignment"] == "none":
                 perturbed["alignment"] = DistributionAlignment(weight=0.0)
             else:

@@ -84,6 +84,8 @@ def test_the_default_lies_in_a_space_of_ones_own():
         ({"search": ["margin"], "fixed": {"margin": 0.1}}, "both name margin"),
         ({"search": {"margin": (0.5, 0.1)}}, "space of 'margin' must be .low, high. with low < high.*Received: .0.5"),
         ({"search": {"steps": (0, 3)}}, "space of 'steps' must be a list of choices"),
+        ({"uncertainty": {"radius": 1.0}}, "`uncertainty` names radius: give that in `search`"),
+        ({"uncertainty": {"start": "one"}}, "`start` must be one of"),
         ({"seed": -1}, "`seed` must be an integer of at least 0"),
     ],
 )
@@ -111,6 +113,13 @@ def test_the_model_has_the_values():
     assert (model.alignment.kind, model.alignment.weight) == ("mmd", 2.0)
     assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
     assert model.optimizer.weight_decay == 0.1
+
+
+def test_the_uncertainty_has_more_arguments():
+    uncertainty = {"structure": "domain", "num_experiments": 3, "shared_by": "experiment"}
+    model = hypermodel(uncertainty=uncertainty, fixed={"radius": 0.3})
+    made = model.make(model.settings(keras_tuner.HyperParameters())).uncertainty.get_config()
+    assert {name: made[name] for name in uncertainty} == uncertainty and made["radius"] == 0.3
 
 
 def test_executions_have_seeds_of_their_own_and_are_repeatable():
