@@ -100,14 +100,29 @@ ONLY_ADVERSARIES = {
     "adversary_every=4": {"adversary_every": 4},
     "search_loss=softmax": {"search_loss": "softmax"},
 }
-# Several changes at once, each with its random control: where the worst case may beat the random one.
+# Where the worst case may beat the random one: along the directions in which experiments of a cell type differ, as far
+# as they do (radius 1), for each sample or one for an experiment; from noise or from zero.
+DOMAIN = {"structure": "domain_cell_type", "radius": 1.0}
 DESIGNS = {
-    "shared+domain": {"shared_by": "experiment", "structure": "domain"},
+    "domain_cell_type+radius=1": DOMAIN,
+    "shared+domain_cell_type+radius=1": DOMAIN | {"shared_by": "experiment"},
 }
 ABLATION = {
     **{f"abra_random:{name}": ADVERSARY | {"steps": 0} | change for name, change in (VARIANTS | DESIGNS).items()},
     **{f"abra:{name}": ADVERSARY | change for name, change in (VARIANTS | DESIGNS | ONLY_ADVERSARIES).items()},
+    **{f"abra:{name}+zero_start": ADVERSARY | change | {"start": "zero"} for name, change in DESIGNS.items()},
 }
+
+
+def random_control(method):
+    """The same method with a random perturbation; None for what is not ABRA with an adversary."""
+    name, _, variant = method.partition(":")
+    if name != "abra":
+        return None
+    shared = [part for part in variant.split("+") if part and part not in ONLY_ADVERSARIES]
+    return ":".join(["abra_random", *(["+".join(shared)] if shared else [])])
+
+
 # What is searched on validation experiments: rate and decay for every method, and at most two of its own.
 SPACES = {
     "learning_rate": (5e-3, 1e-2, 2e-2),

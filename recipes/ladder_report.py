@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from ladder_methods import random_control
 from paired_bootstrap import paired_bootstrap
 
 BASELINES = ("erm", "arcface", "dsu")
@@ -80,12 +81,6 @@ def main_table(results):
         row["diverged"] = sum(r["diverged"] for _, r in own)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def random_control(method):
-    """The same method with a random perturbation, `None` for what is not ABRA with an adversary."""
-    name, colon, variant = method.partition(":")
-    return None if name != "abra" else f"abra_random{colon}{variant}"
 
 
 def adaptive_table(results):

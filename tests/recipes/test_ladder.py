@@ -9,7 +9,7 @@ import ladder_methods
 import numpy as np
 import pandas as pd
 import pytest
-from ladder_methods import METHODS, build_contender, method_settings, trial_settings
+from ladder_methods import ABLATION, METHODS, build_contender, method_settings, random_control, trial_settings
 from ladder_screens import screen_records
 
 from tfrecords.mirror import lock_file
@@ -140,7 +140,19 @@ def test_a_screen_may_have_one_shift_alone(tmp_path):
     assert records == screen_records(tmp_path, screen | {"seed": 0}) and "batch_effect-focus-2.0" in str(records)
 
 
-SEARCHES = ["shared", "part", "zero_start", "adversary_every=4", "search_loss=softmax", "ramp_radius", "shared+domain"]
+def test_every_adversary_has_its_random_control():
+    for method in ABLATION:
+        if method.startswith("abra:"):
+            control, own = method_settings(random_control(method)), method_settings(method)
+            assert control["steps"] == 0 < own["steps"]
+            differs = {name for name, value in own.items() if control.get(name) != value}
+            assert differs <= {"steps", "step_size", "start", "search_loss", "adversary_every"}, method
+    assert random_control("abra") == "abra_random" and random_control("abra_random:shared") is None
+    assert random_control("abra:zero_start") == "abra_random"
+
+
+SEARCHES = ["shared", "part", "zero_start", "adversary_every=4", "search_loss=softmax", "ramp_radius"]
+SEARCHES += ["shared+domain_cell_type+radius=1", "domain_cell_type+radius=1+zero_start"]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "abra:structure=domain_cell_type", *(f"abra:{s}" for s in SEARCHES)])
