@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 from ladder_methods import ABLATION, METHODS, method_settings, trial_settings
-from ladder_report import write_report
+from ladder_report import describe_commit, write_report
 
 from tfrecords.mirror import lock_file
 from tfrecords.screen_appearance import SHIFTS
@@ -182,11 +182,11 @@ def run_cells(cells, args):
     missing = [cell for cell in cells if not cell_file(args.output, cell).exists()]
     print(f"{len(cells)} trainings, {len(cells) - len(missing)} of them done before", flush=True)
     screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
-    start = time.monotonic()
+    start, commit = time.monotonic(), describe_commit()
     with processes(min(args.workers, len(missing))) as run:
         for _ in run(prepare_screen, [(args.output, screen) for screen in screens.values()]):
             pass
-        for done, line in enumerate(run(finish_cell, [(args.output, cell) for cell in missing]), 1):
+        for done, line in enumerate(run(finish_cell, [(args.output, cell, commit) for cell in missing]), 1):
             left = (time.monotonic() - start) / done * (len(missing) - done)
             print(f"[{done}/{len(missing)}, {left / 60:.0f} min left] {line}", flush=True)
 
@@ -237,8 +237,8 @@ def finish_cell(task):
     """Runs one cell and writes its file; gives a line to print."""
     from ladder_cell import run_cell
 
-    output, cell = task
-    result = run_cell(cell, output / "screens")
+    output, cell, commit = task
+    result = run_cell(cell, output / "screens") | {"commit": commit}
     file = cell_file(output, cell)
     file.parent.mkdir(exist_ok=True)
     write_whole(file, {"cell": cell, "result": result})

@@ -134,10 +134,11 @@ def markdown(results, table, at_test_time, command):
     seeds = sorted({cell["seed"] for cell, _ in results})
     screen = {name: value for name, value in cell["screen"].items() if name != "seed"}
     types = sorted({name for _, result in results for name in result["splits"]["test"]["cell_type"]})
+    commits = sorted({result.get("commit", "unknown") for _, result in results})
     lines = [
         "# Ladder",
         "",
-        f"`{command}`; commit {_commit()}; {os.cpu_count()} CPU cores ({platform.machine()}), "
+        f"`{command}`; commit {', '.join(commits)}; {os.cpu_count()} CPU cores ({platform.machine()}), "
         f"{keras.backend.backend()}, Keras {keras.__version__}. Written by the script.",
         "",
         f"Screens {screens}, seeds {seeds}; {screen}; rule of convergence {cell['rule']}. Accuracy in percent of "
@@ -225,7 +226,8 @@ def _number(value, digits=1):
     return "" if value is None or np.isnan(value) else f"{value:.{digits}f}"
 
 
-def _commit():
+def describe_commit():
+    """Of this code; "unknown" where git cannot tell."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True

@@ -16,6 +16,7 @@ def result(first, second, steps=100, seconds=1.0, cost=1.0):
     splits = {"id_test": scores(0.8, 0.6), "val": scores(0.5, 0.5), "test": scores(first, second)}
     times = {name: scores(first + 0.1, second + 0.1) for name in ("adabn", "nearest_class", "tvn")}
     done = {
+        "commit": "0a1b2c3",
         "epochs": 5,
         "steps": steps,
         "step_seconds": seconds,
@@ -70,7 +71,7 @@ def test_page_and_picture(tmp_path):
     table = main_table(RESULTS)
     page = markdown(RESULTS, table, adaptive_table(RESULTS), "python recipes/ladder.py --seeds 2")
     row = next(line for line in page.splitlines() if line.startswith("| erm | 70.0 "))
-    assert "| **35.0** |" in row and "`python recipes/ladder.py --seeds 2`" in page
+    assert "commit 0a1b2c3;" in page and "| **35.0** |" in row and "`python recipes/ladder.py --seeds 2`" in page
     assert "| abra:radius=1.0 | +10.0 [" in page and "| abra:radius=1.0 | 20.0 | 0.40 |" in page
     pytest.importorskip("matplotlib")
     plot(table, tmp_path / "ladder.png")
