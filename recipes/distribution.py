@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -205,6 +206,7 @@ def _jax(choice, started):
     if started > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         keras.distribution.initialize()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has set one that does not end the process
     devices = keras.distribution.list_devices()
     if len(devices) < 2:
         return Distribution("none", devices)
