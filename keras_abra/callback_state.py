@@ -1,5 +1,6 @@
 """What Keras's callbacks remember, to be stored and set again. No backend."""
 
+import collections
 import inspect
 import os
 from pathlib import Path
@@ -8,29 +9,52 @@ import keras
 import numpy as np
 
 _FOREIGN = ("model", "_model", "params", "validation_data")
+_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
+_CONTAINERS = (dict, *_SEQUENCES)
+_KINDS = {kind.__name__: kind for kind in _SEQUENCES}
 
 
-def read_callbacks(callbacks):
-    """The state of callbacks: every attribute that holds plain values or arrays and is no argument of the constructor.
+def read_arguments(callbacks):
+    """Constructor's arguments of callbacks as they are now, to see later which of them have become state."""
+    return [{k: _plain(v) for k, v in vars(c).items() if k in _arguments(c)} for c in callbacks]
+
+
+def read_callbacks(callbacks, arguments):
+    """The state of callbacks: every attribute that holds plain values or arrays, and is no argument of the constructor
+    or has changed since.
 
     So are stored: EarlyStopping's, ModelCheckpoint's and ReduceLROnPlateau's counters and best values, EarlyStopping's
     best weights, CSVLogger's columns, and the like of your own.
 
+    Args:
+        callbacks: list of callbacks.
+        arguments: of `read_arguments`, when they were new.
+
     Returns:
-        `(state, arrays)`: a list that `json` can write, and a dict of NumPy arrays it refers to.
+        `(state, arrays, lost)`: a list that `json` can write, a dict of NumPy arrays it refers to, and the names
+        `Class.attribute` of lists, dicts and the like of your own callbacks that hold something else.
     """
-    arrays, states = {}, []
-    for i, callback in enumerate(callbacks):
+    arrays, states, lost = {}, [], set()
+    for i, (callback, given) in enumerate(zip(callbacks, arguments, strict=True)):
         state = {}
         for name, value in vars(callback).items():
-            if name in _FOREIGN or name in _arguments(callback):
+            if name in _FOREIGN or (name in given and given[name] == _plain(value)):
                 continue
             try:
                 state[name] = _encode(value, arrays, f"callback-{i}-{name}")
             except TypeError:
-                continue
+                if isinstance(value, _CONTAINERS) and not type(callback).__module__.startswith("keras."):
+                    lost.add(f"{type(callback).__name__}.{name}")
         states.append({"class": type(callback).__name__, "state": state})
-    return states, arrays
+    return states, arrays, sorted(lost)
+
+
+def describe_callbacks(callbacks):
+    """Class of each, and what it watches: without these the best value so far means nothing."""
+    return [
+        {type(c).__name__: {k: v for k, v in vars(c).items() if k in ("monitor", "mode") and k in _arguments(c)}}
+        for c in callbacks
+    ]
 
 
 def set_callbacks(callbacks, states, arrays):
@@ -79,6 +103,13 @@ def _arguments(callback):
     return inspect.signature(type(callback).__init__).parameters.keys()
 
 
+def _plain(value):
+    """A plain value, or a text that tells when a container has changed; None for all else."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    return repr(value) if isinstance(value, _CONTAINERS) else None
+
+
 def _encode(value, arrays, name):
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -87,10 +118,12 @@ def _encode(value, arrays, name):
     if isinstance(value, np.ndarray) and value.dtype != object:
         arrays[name] = value
         return {"array": name}
-    if isinstance(value, list | tuple):
-        return {"list": [_encode(v, arrays, f"{name}-{i}") for i, v in enumerate(value)]}
-    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return {"dict": {k: _encode(v, arrays, f"{name}-{k}") for k, v in value.items()}}
+    if type(value) in _SEQUENCES:
+        items = [_encode(v, arrays, f"{name}-{i}") for i, v in enumerate(value)]
+        more = {"most": value.maxlen} if isinstance(value, collections.deque) else {}
+        return {type(value).__name__: items, **more}
+    if isinstance(value, dict) and all(isinstance(k, bool | int | float | str | None) for k in value):
+        return {"dict": [[k, _encode(v, arrays, f"{name}-{i}")] for i, (k, v) in enumerate(value.items())]}
     raise TypeError(type(value))
 
 
@@ -99,6 +132,8 @@ def _decode(value, arrays):
         return value
     if "array" in value:
         return arrays[value["array"]]
-    if "list" in value:
-        return [_decode(v, arrays) for v in value["list"]]
-    return {k: _decode(v, arrays) for k, v in value["dict"].items()}
+    if "dict" in value:
+        return {k: _decode(v, arrays) for k, v in value["dict"]}
+    ((kind, items),) = ((k, v) for k, v in value.items() if k != "most")
+    items = [_decode(v, arrays) for v in items]
+    return collections.deque(items, value["most"]) if kind == "deque" else _KINDS[kind](items)

@@ -68,7 +68,7 @@ def write_checkpoint(folder, arrays, state, files=None, keep=2):
             with _synced(temporary / "state.json") as file:
                 file.write(json.dumps({"state": state, "dtypes": types}).encode())
             for name, source in (files or {}).items():
-                _copy(Path(source), temporary / f"file-{name}", known[-1] / f"file-{name}" if known else None)
+                _copy(Path(source), temporary / f"file-{name}")
             for file in sorted(temporary.iterdir()):
                 manifest[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             with _synced(temporary / "manifest.json") as file:
@@ -169,13 +169,8 @@ def _typed(array, dtype):
     return array.view(getattr(ml_dtypes, dtype))
 
 
-def _copy(source, target, before):
-    data = source.stat()
-    if before is not None and before.is_file():
-        other = before.stat()
-        if (other.st_size, other.st_mtime_ns) == (data.st_size, data.st_mtime_ns):
-            os.link(before, target)
-            return
+def _copy(source, target):
+    data = source.stat()  # no link to the same file in the checkpoint before: one fault would damage both
     with open(source, "rb") as opened, _synced(target) as file:
         shutil.copyfileobj(opened, file, 2**20)
     os.utime(target, ns=(data.st_atime_ns, data.st_mtime_ns))

@@ -1,11 +1,20 @@
+import contextlib
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 
 from keras_abra import backend, run_state
-from keras_abra.callback_state import callback_files, read_callbacks, restore_files, set_callbacks
+from keras_abra.callback_state import (
+    callback_files,
+    describe_callbacks,
+    read_arguments,
+    read_callbacks,
+    restore_files,
+    set_callbacks,
+)
 from keras_abra.checkpoint_folder import read_checkpoint, write_checkpoint
 from keras_abra.same_run import check_same_run, describe_run
 from keras_abra.termination import Termination
@@ -55,8 +64,8 @@ class ResumableRun(keras.callbacks.Callback):
         folder: where the checkpoints stand.
         every: steps between checkpoints inside an epoch; None for none. Needs `parts`.
         callbacks: callbacks whose state is kept: `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, `CSVLogger`
-            and your own (attributes that hold plain values or NumPy arrays). They are called by this one; do not give
-            them to `fit` a second time.
+            and your own (attributes that hold plain values or NumPy arrays, in lists, dicts, sets and the like; a
+            warning names what cannot be stored). They are called by this one; do not give them to `fit` a second time.
         options: dict, as `json` writes it, of what must not change when the run goes on and the model does not show:
             seed, batch size, checksum of the data's manifest.
 
@@ -74,7 +83,8 @@ class ResumableRun(keras.callbacks.Callback):
         if every is not None and not (isinstance(every, int) and every >= 1):
             raise ValueError(f"`every` must be a number of steps, 1 or more, or None. Received: {every!r}")
         self.folder, self.every, self.options = Path(folder), every, options
-        self.callbacks = list(callbacks)
+        self.callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
+        self._arguments, self._lost = read_arguments(self.callbacks), None
         self._part = self._steps = self._description = None
         self._termination = Termination(self.GRACE, self.EXIT_CODE, self._last)
         self._training = False
@@ -121,7 +131,7 @@ class ResumableRun(keras.callbacks.Callback):
         self._rows, self._epochs = {}, []
         self._epoch = self._step = 0  # of the next batch
         self._first = self._begin = 0  # batches at which the data and the last execution of steps began
-        self._replay = self._metrics = None
+        self._replay = self._replayed = self._metrics = self._logs = None
         self._saved = None
         self._stopped = False
 
@@ -147,6 +157,7 @@ class ResumableRun(keras.callbacks.Callback):
         self._build()
         if self._description is None:
             self._description = describe_run(self.model, self.options)
+            self._description["callbacks"] = describe_callbacks(self.callbacks)
         found = self._newest()
         if found is not None:
             self._check(found)
@@ -164,7 +175,9 @@ class ResumableRun(keras.callbacks.Callback):
 
     def _check(self, found):
         """Refuses a checkpoint that is not of this run or not where its data begin."""
-        check_same_run(found.state["run"], self._description, self.folder)
+        rate = run_state.learning_rate(self.model, found.arrays)
+        check_same_run(found.state["run"], self._description, self.folder, rate)
+        self._description = found.state["run"]
         if found.state["step"] and self._part is None:
             raise ValueError(
                 f"The newest checkpoint in {self.folder} is inside an epoch, at step {found.state['step']} of epoch "
@@ -185,6 +198,7 @@ class ResumableRun(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._replay is None:
+            self._replayed = None
             self._begin = self._first + batch
             for callback in self.callbacks:
                 callback.on_train_batch_begin(self._begin, logs)
@@ -192,11 +206,13 @@ class ResumableRun(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self._replay is not None:  # the last steps before the checkpoint, done over: now all variables are there
             self._restore(self._replay)
+            self._replayed = self._logs = self._replay.state["logs"]
             self._replay = None
             self._leave_if_asked(save=False)
             return
         for callback in self.callbacks:
             callback.on_train_batch_end(self._first + batch, logs)
+        self._logs = logs
         before, self._step = self._step, min(self._first + batch + 1, self._length() or sys.maxsize)
         due = self.every is not None and self._step // self.every > before // self.every
         if due and not self._termination.asked:
@@ -204,6 +220,9 @@ class ResumableRun(keras.callbacks.Callback):
         self._leave_if_asked(save=self._part is not None)
 
     def on_epoch_end(self, epoch, logs=None):
+        if self._replayed:  # logs of the step done over that are no metrics, which are restored
+            metrics = self.model.get_metrics_result()
+            logs.update({k: v for k, v in self._replayed.items() if k in logs and k not in metrics})
         for callback in self.callbacks:
             callback.on_epoch_end(epoch, logs)
         self._epochs.append(epoch)
@@ -250,13 +269,21 @@ class ResumableRun(keras.callbacks.Callback):
         groups = [group for group in run_state.GROUPS if group != "metrics" or metrics is None]
         arrays = {**run_state.read_values(self.model, groups), **(metrics or {})}
         generators, more = run_state.read_generators()
-        states, values = read_callbacks(self.callbacks)
+        states, values, lost = read_callbacks(self.callbacks, self._arguments)
+        if lost and lost != self._lost:
+            self._lost = lost
+            warnings.warn(
+                f"Checkpoints lack {', '.join(lost)} of the callbacks: expected plain values and arrays in lists, "
+                "dicts and the like.",
+                stacklevel=2,
+            )
         state = {
             "epoch": epoch,
             "step": step,
             "begin": self._begin if step else 0,
             "steps": self._length() if step else self._steps,
             "stopped": self._stopped,
+            "logs": _floats(self._logs) if step else None,
             "history": self._rows,
             "epochs": self._epochs,
             "generators": generators,
@@ -322,3 +349,12 @@ class ResumableRun(keras.callbacks.Callback):
             if save:
                 self._save(self._epoch, self._step, metrics)
             self._termination.leave()
+
+
+def _floats(logs):
+    """Of the logs of a step, those that are numbers."""
+    found = {}
+    for name, value in (logs or {}).items():
+        with contextlib.suppress(TypeError, ValueError):
+            found[name] = float(value)
+    return found

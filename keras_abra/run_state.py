@@ -66,6 +66,14 @@ def set_values(model, arrays, groups=GROUPS):
         backend.set_replica_values(found[group][i], [values[k] for k in sorted(values)])
 
 
+def learning_rate(model, arrays):
+    """The optimizer's learning rate in what `read_values` read; None if it follows a schedule."""
+    for i, variable in enumerate(variables(model)["optimizer"]):
+        if variable.path.split("/")[-1] == "learning_rate" and f"optimizer-{i}-0" in arrays:
+            return float(arrays[f"optimizer-{i}-0"])
+    return None
+
+
 def read_generators():
     """States of Python's, NumPy's and the backend's global random generators: `(state, arrays)`."""
     version, internal, gauss = random.getstate()

@@ -25,19 +25,35 @@ def describe_run(model, options):
     return json.loads(json.dumps(description, default=lambda value: type(value).__name__))
 
 
-def check_same_run(stored, now, folder):
+def check_same_run(stored, now, folder, rate=None):
     """Refuses a checkpoint of another run.
+
+    Args:
+        stored: `describe_run` of the run in the checkpoint, when it began.
+        now: of the run that is to go on.
+        folder: of the checkpoints.
+        rate: learning rate at the checkpoint. A model that already has it is the same one, after a callback changed it.
 
     Raises:
         ValueError: naming the first differences.
     """
-    differences = list(_differences(stored, now, ""))
+    differences = [d for d in _differences(stored, now, "") if rate is None or d != _moved(stored, now, rate)]
     if differences:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ValueError(
             f"The checkpoints in {folder} are of another run: {shown}. Start the run again as it was, or give it "
             "another folder."
         )
+
+
+def _moved(stored, now, rate):
+    """The difference of a learning rate that is that of the checkpoint; None if there is none or it is another's."""
+    name, values = "compile optimizer config learning_rate", [stored, now]
+    for key in name.split():
+        values = [value.get(key) if isinstance(value, dict) else None for value in values]
+    if not isinstance(values[1], int | float) or abs(values[1] - rate) > 1e-6 * abs(rate):
+        return None
+    return f"{name} is {_short(values[0])} in the checkpoint and {_short(values[1])} now"
 
 
 def _config(get):

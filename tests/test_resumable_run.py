@@ -3,6 +3,7 @@
 `KILLS=10 pytest tests/test_resumable_run.py` kills more often.
 """
 
+import collections
 import json
 import os
 import random
@@ -192,6 +193,124 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path):
     with pytest.warns(UserWarning, match="00000003 is damaged .*: the one before is used"):
         model, history = fit(tmp_path)
     assert end_of(model, history, tmp_path) == expected
+
+
+class Diary(keras.callbacks.Callback):
+    """State in an argument, and in containers of every kind."""
+
+    def __init__(self, count=0, places=("a",)):
+        super().__init__()
+        self.count, self.places = count, places
+        self.losses, self.last, self.seen, self.pair = {}, collections.deque(maxlen=2), set(), (1, 2)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.count += 1
+        self.losses[epoch] = logs["loss"]
+        self.last.append(epoch)
+        self.seen |= {epoch}
+        self.pair = (self.pair[1], epoch)
+
+
+def test_own_callbacks_keep_what_they_have_counted(tmp_path):
+    diaries = []
+    for epochs in (3, 5):
+        diaries.append(Diary())
+        run = ResumableRun(tmp_path, callbacks=diaries[-1])
+        plain_model().fit(*arrays(), epochs=epochs, batch_size=8, verbose=0, shuffle=False, callbacks=[run])
+    diary = diaries[1]
+    assert (diary.count, diary.places, diary.seen) == (5, ("a",), {0, 1, 2, 3, 4})
+    assert [*diary.losses] == [0, 1, 2, 3, 4] and {**diary.losses, **diaries[0].losses} == diary.losses
+    assert (diary.last, diary.last.maxlen, diary.pair) == (collections.deque([3, 4]), 2, (3, 4))
+
+
+def test_state_that_cannot_be_stored_is_named(tmp_path):
+    diary = Diary()
+    diary.losses["model"] = object()
+    run = ResumableRun(tmp_path, callbacks=[diary])
+    with pytest.warns(UserWarning, match=r"Checkpoints lack Diary.losses of the callbacks"):
+        plain_model().fit(*arrays(), verbose=0, shuffle=False, callbacks=[run])
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        [],
+        [keras.callbacks.EarlyStopping("loss"), keras.callbacks.TerminateOnNaN()],
+        [keras.callbacks.ReduceLROnPlateau("loss")],
+        [keras.callbacks.EarlyStopping("accuracy")],
+    ],
+)
+def test_other_callbacks_are_refused_and_nothing_is_touched(callbacks, tmp_path):
+    def fit(callbacks, epochs):
+        run = ResumableRun(tmp_path / "c", callbacks=callbacks)
+        plain_model().fit(*arrays(), epochs=epochs, verbose=0, shuffle=False, callbacks=[run])
+
+    fit([keras.callbacks.EarlyStopping("loss")], 1)
+    (tmp_path / "log.csv").write_text("epoch\n0\n")
+    with pytest.raises(ValueError, match="of another run: callbacks.* in the checkpoint"):
+        fit([*callbacks, *([keras.callbacks.CSVLogger(tmp_path / "log.csv")] if not callbacks else [])], 2)
+    assert (tmp_path / "log.csv").read_text() == "epoch\n0\n"
+
+
+def test_a_model_whose_rate_a_callback_has_lowered_goes_on_and_another_rate_is_refused(tmp_path):
+    model = plain_model()
+
+    def fit(model, epochs):
+        lower = keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=10.0)
+        run = ResumableRun(tmp_path, callbacks=[lower])
+        return model.fit(*arrays(), epochs=epochs, verbose=0, shuffle=False, callbacks=[run]).epoch
+
+    assert fit(model, 3) == [0, 1, 2] and float(model.optimizer.learning_rate) < 0.05
+    assert fit(model, 4) == [0, 1, 2, 3]  # the same object, in a notebook
+    assert fit(plain_model(), 5) == [0, 1, 2, 3, 4]
+    other = plain_model()
+    other.optimizer.learning_rate = 0.03
+    with pytest.raises(ValueError, match="learning_rate is 0.1.* in the checkpoint and 0.0(3|29)"):
+        fit(other, 6)
+
+
+class MoreLogs(keras.Model):
+    """Logs a number that is no metric."""
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return super().compute_metrics(x, y, y_pred, sample_weight) | {"extra": keras.ops.max(y_pred)}
+
+
+class Terminate(keras.callbacks.Callback):
+    def __init__(self, epoch=None):
+        super().__init__()
+        self.epoch = self.now = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if self.epoch is not None and self.now == self.epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_logs_that_are_no_metrics_survive_a_stop_in_validation(tmp_path):
+    def fit(folder, stop=None):
+        plain, (x, y) = plain_model(), arrays()
+        model = MoreLogs(plain.inputs, plain.outputs)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"])
+        run = ResumableRun(folder, every=2)
+        for part in run.parts(3):
+            begin = 8 * part.start["first_step"]
+            history = model.fit(
+                *(x[begin:], y[begin:]),
+                **{"batch_size": 8, "epochs": part.epochs, "verbose": 0, "shuffle": False},
+                validation_data=(x[:8], y[:8]),
+                callbacks=[run, Terminate(stop)],
+            ).history
+        return history
+
+    expected = fit(tmp_path / "whole")
+    with pytest.raises(SystemExit, match="75"):
+        fit(tmp_path / "cut", stop=1)
+    assert set(expected) == {"loss", "accuracy", "extra", "val_loss", "val_accuracy", "val_extra"}
+    assert fit(tmp_path / "cut") == expected
 
 
 def test_every_needs_the_parts_of_a_run(tmp_path):
