@@ -220,9 +220,8 @@ class ResumableRun(keras.callbacks.Callback):
         self._leave_if_asked(save=self._part is not None)
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._replayed:  # logs of the step done over that are no metrics, which are restored
-            metrics = self.model.get_metrics_result()
-            logs.update({k: v for k, v in self._replayed.items() if k in logs and k not in metrics})
+        if self._replayed and self._replayed.keys() != self.model.get_metrics_result().keys():
+            logs.update(self._replayed)  # Keras took the logs of the step done over, and not the restored metrics
         for callback in self.callbacks:
             callback.on_epoch_end(epoch, logs)
         self._epochs.append(epoch)

@@ -230,6 +230,9 @@ def main(argv=None):
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return 130
     return 0
 
 

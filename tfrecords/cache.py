@@ -39,6 +39,13 @@ def cached_images(source, dest, sites, manifest, cache):
     name = name.hexdigest()[:32]
     if cache == "memory":
         return _in_memory(source, name)
+    if not isinstance(cache, str | Path):
+        raise ValueError(f"cache is 'memory', a folder, or None. Received: cache={cache!r}")
+    if Path(cache).resolve().is_relative_to(Path(dest).resolve()):
+        raise ValueError(
+            f"The cache {str(cache)!r} lies in the folder of records {str(dest)!r}, which holds nothing else. Name a "
+            "folder outside it."
+        )
     path = Path(cache) / f"{name}.tfrecord"
     length = HEADER + int(np.prod(source.shape)) + FOOTER
     if not path.is_file() or path.stat().st_size != length * len(sites):

@@ -23,7 +23,8 @@ def is_finished(dest, options):
         options: dict of all that decides what is written.
 
     Raises:
-        ValueError: if it holds something else, saying what differs, or files that are not from a build.
+        ValueError: if it holds something else, saying what differs, files that are not from a build, or a finished
+            build of which a file is missing or has another size.
     """
     dest = Path(dest)
     if not dest.exists():
@@ -31,7 +32,15 @@ def is_finished(dest, options):
     if not dest.is_dir():
         raise ValueError(f"The output {str(dest)!r} is a file. Name a new or empty folder.")
     if (dest / MANIFEST).exists():
-        compare_options(dest, read_manifest(dest)["options"], options, "was built")
+        manifest = read_manifest(dest)
+        compare_options(dest, manifest["options"], options, "was built")
+        for shard in manifest["shards"]:
+            path = dest / shard["name"]
+            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+                raise ValueError(
+                    f"{path} is missing or was changed after the build. "
+                    f"Run `python -m tfrecords.verify {dest} --repair`."
+                )
         return True
     if (dest / UNFINISHED).exists():
         begun = _read_unfinished(dest)
@@ -136,7 +145,7 @@ def compare_options(dest, before, now, verb):
     if not differing:
         return
     lines = "; ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
-    changed = {"plan", "table"} & set(differing)
+    changed = set() if "seed" in differing else {"plan", "table"} & set(differing)  # the plan follows the seed
     hint = f" ({sorted(changed)[0]}: the source's tables or files are not what they were then)" if changed else ""
     raise ValueError(
         f"The output folder {str(dest)!r} is in use: it {verb} with other options: {lines}{hint}. "

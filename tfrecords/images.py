@@ -88,6 +88,11 @@ def load_site(source, path, channels, size, crop=None, image_size=None, ranges=N
             decoded = decode_file(whole)
         pixels = crop_centre(_pick(whole, decoded, size, plane), crop)
         if ranges is not None:
+            if pixels.dtype == np.uint8 and ranges[i][1] > 255:
+                raise ValueError(
+                    f"{whole}: expected 16 bits a pixel, as grey level {ranges[i][1]:g} becomes 255 on its plate; "
+                    "found 8 bits. All files of a plate have one depth: convert this one, or leave it out."
+                )
             pixels = scale_to_bytes(pixels, *ranges[i])
         elif pixels.dtype != np.uint8:
             raise ValueError(

@@ -50,7 +50,10 @@ def list_sites(dest, split, kinds=("treatment",)):
         found = path.stat().st_size if path.is_file() else None
         if found != shard["bytes"]:
             state = "is missing" if found is None else f"has {found} bytes, expected {shard['bytes']}"
-            raise ValueError(f"{path} {state}. Run `python -m tfrecords.verify {dest}` for all that is wrong.")
+            raise ValueError(
+                f"{path} {state}. Run `python -m tfrecords.verify {dest}` for all that is wrong, "
+                "with --repair to mend it."
+            )
     index = read_index(folder, manifest)
     return index[index["shard"].isin([row["name"] for row in shards])].reset_index(drop=True)
 
@@ -63,7 +66,9 @@ def read_index(dest, manifest):
     """
     path = Path(dest) / INDEX
     if not path.is_file() or hash_bytes(path.read_bytes()) != manifest["index"]["sha256"]:
-        raise ValueError(f"{path} is missing or was changed after the build. Remove the folder and build it again.")
+        raise ValueError(
+            f"{path} is missing or was changed after the build. Run `python -m tfrecords.verify {dest} --repair`."
+        )
     index = pd.read_csv(path, dtype=_TYPES, keep_default_na=False,
                         na_values={"sirna": [""], "sirna_id": [""], "label": [""]})  # fmt: skip
     return index.sort_values(["shard", "record"], ignore_index=True)

@@ -1,5 +1,6 @@
 """Runs one function over many tasks: in this process, in processes of its own, or on any executor."""
 
+import argparse
 import multiprocessing
 import os
 import threading
@@ -57,8 +58,17 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
 def add_workers(parser):
     """Adds `--workers` and `--scheduler` to a command line; both fill in `workers`."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--workers", type=int, help="number of processes (default: one a core; 1 where little is to do)")
+    group.add_argument(
+        "--workers", type=_positive, help="number of processes (default: one a core; 1 where little is to do)"
+    )
     group.add_argument("--scheduler", dest="workers", metavar="tcp://HOST:PORT", help="run on a Dask cluster instead")
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {number}")
+    return number
 
 
 def _harvest(running, progress):

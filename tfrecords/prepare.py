@@ -96,10 +96,9 @@ def prepare_build(
     if exclude_leaks:
         reasons = reasons.mask(reasons == "", repeating_sites(sites, repeats))
     complete = sites[reasons == ""]
-    if screen:
-        for channel in channels:
-            files = [channel_files(path, (channel,))[0][0] for path in complete["path"]]
-            check_links(source, files, complete["row"])
+    rows = complete["row" if screen else "site_id"]
+    for channel in channels:
+        check_links(source, [channel_files(path, (channel,))[0][0] for path in complete["path"]], rows)
     if complete.empty:
         raise ValueError(
             f"The splits {splits!r}{' without repeated layouts' if exclude_leaks else ''} leave out every site "
@@ -139,9 +138,13 @@ def prepare_build(
 
 
 def _find_repeats(sites, complete, exclude):
-    # The whole table knows the layouts; only plates of which something is built matter.
+    # The whole table knows the layouts, and which controls stand in one place everywhere; only pairs of plates of which
+    # something is built matter.
     plates = pd.MultiIndex.from_frame(complete[["experiment", "plate"]].drop_duplicates())
-    repeats = find_repeats(sites[pd.MultiIndex.from_frame(sites[["experiment", "plate"]]).isin(plates)])
+    repeats = find_repeats(sites)
+    for columns in (["experiment", "plate"], ["of_experiment", "of_plate"]):
+        repeats = repeats[pd.MultiIndex.from_frame(repeats[columns]).isin(plates)]
+    repeats = repeats.reset_index(drop=True)
     report = describe_repeats(repeats)
     if report:
         print(

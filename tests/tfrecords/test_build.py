@@ -43,6 +43,24 @@ def test_building_again_does_nothing_and_other_options_are_refused(release_tree,
     assert content(records) == before
 
 
+def test_a_finished_folder_that_lacks_a_shard_is_not_taken_for_whole(release_tree, records):
+    shard = next(records.glob("train/*.tfrecord"))
+    data = shard.read_bytes()
+    for change in (shard.unlink, lambda: shard.write_bytes(data[:-1])):
+        change()
+        with pytest.raises(ValueError, match=f"{shard.name} is missing or was changed .* --repair"):
+            build_records(release_tree, records)
+    shard.write_bytes(data)
+    build_records(release_tree, records)
+
+
+@pytest.mark.parametrize("workers", ["0", "-2", "many"])
+def test_a_number_of_workers_that_is_none_is_refused(release_tree, tmp_path, workers, capsys):
+    with pytest.raises(SystemExit):
+        main([str(release_tree), str(tmp_path / "records"), "--workers", workers])
+    assert "--workers" in capsys.readouterr().err
+
+
 def test_a_changed_source_is_noticed(release, edit_table, tmp_path):
     build_records(release, tmp_path / "records")
     edit_table(release, lambda table: table.assign(sirna=table["sirna"].replace("s20", "s99")))

@@ -26,6 +26,13 @@ def test_cached_pixels_are_the_same_and_the_records_are_read_no_more(records, tm
     assert cached.element_spec[0].shape == (3, 8, 8, 6)
 
 
+@pytest.mark.parametrize(("cache", "message"), [("inside", "lies in the folder of records"), (3, "cache is 'memory'")])
+def test_a_place_for_the_cache_that_is_none_is_refused(records, cache, message):
+    with pytest.raises(ValueError, match=message):
+        read_records(records, "train", batch_size=3, cache=records / cache if isinstance(cache, str) else cache)
+    assert not (records / "inside").exists()
+
+
 def test_pipelines_share_the_memory_for_as_long_as_one_of_them_exists(records, monkeypatch):
     from tfrecords import cache
 

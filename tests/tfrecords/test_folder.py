@@ -8,6 +8,7 @@ KEYS = ("source", "image_shape", "planes", "classes", "cell_types", "shards", "i
 MANIFEST = dict.fromkeys(KEYS) | {
     "schema": SCHEMA,
     "options": OPTIONS,
+    "shards": [],
     "experiments": {split: [] for split in ("train", "id_test", "val", "test")},
 }
 

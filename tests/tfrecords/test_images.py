@@ -16,6 +16,12 @@ def test_pixels_come_back(path):
     np.testing.assert_array_equal(load_channel(path, (8, 8)), np.arange(64).reshape(8, 8))
 
 
+def test_a_file_of_8_bits_among_files_of_16_is_named(path):
+    with pytest.raises(ValueError, match="B02_s1_w1.png: expected 16 bits a pixel, as grey level 4095 becomes 255"):
+        load_site(path.parent, "B02_s1_w{channel}.png", (1,), (8, 8), ranges=[(0.0, 4095.0)])
+    assert load_site(path.parent, "B02_s1_w{channel}.png", (1,), (8, 8), ranges=[(0.0, 63.0)]).max() == 255
+
+
 def test_every_truncation_is_noticed_and_named(path):
     data = path.read_bytes()
     for end in range(len(data)):

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from tfrecords import prepare
 from tfrecords.build import build_records
 from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites
 from tfrecords.screen_layout import layout
@@ -134,6 +135,18 @@ def repeating(release, edit_table):
     old = sites[sites["well_type"] != "treatment"]
     edit_table(release, lambda _: pd.concat([old, pd.DataFrame(rows, columns=sites.columns)]))
     return release
+
+
+def test_controls_that_stand_alike_are_counted_over_all_plates_of_the_table(capsys):
+    plates = {("A", 1, "train"): STRAIGHT, ("B", 1, "test"): STRAIGHT}
+    plates |= {(f"C{i}", 1, "train"): [100 * i + j for j in range(10)] for i in range(1, 6)}
+    sites = table(plates, controls=10)
+    few = sites[sites["experiment"].isin(["A", "B"])]
+    assert find_repeats(few).empty  # of these two alone nobody can say
+    found = prepare._find_repeats(sites, few, exclude=False)
+    assert found[["experiment", "of_experiment"]].values.tolist() == [["A", "B"]]
+    assert "A (train) = B (test)" in capsys.readouterr().out
+    assert prepare._find_repeats(sites, sites[sites["experiment"] != "B"], exclude=False).empty
 
 
 def test_a_build_warns_and_leaves_them_out_if_asked(repeating, tmp_path, capsys):

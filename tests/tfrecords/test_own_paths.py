@@ -46,6 +46,13 @@ def test_a_linked_folder_cannot_either(linked, tmp_path):
         build_records(linked, tmp_path / "records", screen=SCREEN, label="experiment")
 
 
+def test_a_linked_folder_of_a_release_cannot_either(release, tmp_path):
+    (release / "images/HUVEC-01").rename(tmp_path / "outside")
+    (release / "images/HUVEC-01").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="HUVEC-01_1_.* is, or lies behind, a link that leads out of the source"):
+        build_records(release, tmp_path / "records")
+
+
 def test_a_link_inside_the_source_may_be_followed_and_so_may_the_source_itself_be_one(linked, tmp_path):
     (linked / "p/B.png").unlink()
     (linked / "p/B.png").symlink_to("A.png")
