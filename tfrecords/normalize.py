@@ -71,16 +71,19 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
 
 
 def normalizer(normalize, sites):
-    """Gives a function of (images, row numbers of `sites`) from `normalize`, a function of images or a table.
+    """Gives a function of (images, row numbers of `sites`) from `normalize`, a function of images, a table, or None.
 
     Raises:
         ValueError: if the table lacks the group of a site.
     """
+    if normalize is None:
+        return lambda images, rows: images
     if callable(normalize):
         return lambda images, rows: normalize(images)
     if not isinstance(normalize, pd.DataFrame):
         raise ValueError(
-            f"normalize must be a function of images or a table of channel_statistics; received {type(normalize)}."
+            "normalize must be a function of images, a table of channel_statistics or None; received "
+            f"{type(normalize)}."
         )
     names = [name for name in normalize.index.names if name is not None]
     place = np.zeros(len(sites), np.int64)

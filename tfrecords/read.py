@@ -75,8 +75,8 @@ def read_records(
             pair of such functions, the second of which is given the normalized images; None for none. Default: WILDS's,
             `preprocess.augment`. More in `tfrecords.augmentation`.
         normalize: function of the images; or a table of `channel_statistics`, by which each channel gets mean 0 and
-            deviation 1 over an experiment, a plate or a split. Default: each image by itself, as WILDS,
-            `preprocess.standardize`.
+            deviation 1 over an experiment, a plate or a split; None for grey levels, 0 to 255. Default: each image by
+            itself, as WILDS, `preprocess.standardize`.
         dtype: of the images, `float32` (default), `bfloat16` or `float16`; all is computed in float32.
         experiment_ids: give `{"image": ..., "experiment": int32 (batch,)}` instead of the image; the number is the
             place in the manifest's `experiments["train"]`.

@@ -38,6 +38,16 @@ def test_what_was_written_is_read_back_equal(records_tree, pixels_of):
         assert read == sites.index.tolist()
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_normalization_the_images_are_the_grey_levels(records_tree, pixels_of, batch_size, dtype):
+    options = dict(batch_size=batch_size, kinds=BOTH, metadata=True, normalize=None, dtype=dtype)
+    for images, _, metadata in read_records(records_tree, "train", **options):
+        expected = np.stack([pixels_of(name) for name in names(metadata)])
+        assert images.dtype == dtype and expected.max() > 1
+        np.testing.assert_array_equal(tf.cast(images, tf.float32), expected)
+
+
 def test_shapes_and_length_are_known_beforehand(records_tree):
     even = read_records(records_tree, "train", batch_size=2)
     assert even.element_spec[0].shape == (2, 8, 8, 6) and even.element_spec[0].dtype == tf.float32
@@ -272,7 +282,7 @@ def test_labels_of_another_column(release_tree, tmp_path):
         (dict(batch_size=3, worker=(0, 2)), "batch_size a multiple of the latter"),
         (dict(batch_size=3, worker=(0, 3)), "workers would get unequal parts. Pass pad=True"),
         (dict(batch_size=2, dtype="uint8"), "dtype must be one of float32, bfloat16, float16; received 'uint8'"),
-        (dict(batch_size=2, normalize="plate"), "normalize must be a function of images or a table"),
+        (dict(batch_size=2, normalize="plate"), "normalize must be a function of images, a table"),
         (dict(batch_size=5, training=True), "has 4 sites, fewer than a batch of 5.* Lower batch_size to 4"),
     ],
 )
