@@ -15,30 +15,35 @@ _KINDS = {kind.__name__: kind for kind in _SEQUENCES}
 
 
 def read_arguments(callbacks):
-    """Constructor's arguments of callbacks as they are now, to see later which of them have become state."""
-    return [{k: _plain(v) for k, v in vars(c).items() if k in _arguments(c)} for c in callbacks]
+    """Constructor's arguments of callbacks as they are now, by `id`, to see later which of them have become state."""
+    return {id(c): {k: _plain(v) for k, v in vars(c).items() if k in _arguments(c)} for c in callbacks}
 
 
 def read_callbacks(callbacks, arguments):
     """The state of callbacks: every attribute that holds plain values or arrays, and is no argument of the constructor
-    or has changed since.
+    or has changed since. (Keras's own arguments are none: it changes `min_delta`'s sign when it begins.)
 
     So are stored: EarlyStopping's, ModelCheckpoint's and ReduceLROnPlateau's counters and best values, EarlyStopping's
     best weights, CSVLogger's columns, and the like of your own.
 
     Args:
         callbacks: list of callbacks.
-        arguments: of `read_arguments`, when they were new.
+        arguments: of `read_arguments`, when they were new; one that came later has none that is state.
 
     Returns:
         `(state, arrays, lost)`: a list that `json` can write, a dict of NumPy arrays it refers to, and the names
         `Class.attribute` of lists, dicts and the like of your own callbacks that hold something else.
     """
     arrays, states, lost = {}, [], set()
-    for i, (callback, given) in enumerate(zip(callbacks, arguments, strict=True)):
-        state = {}
+    for i, callback in enumerate(callbacks):
+        state, given = {}, arguments.get(id(callback))
         for name, value in vars(callback).items():
-            if name in _FOREIGN or (name in given and given[name] == _plain(value)):
+            unchanged = given is None or given.get(name) == _plain(value)
+            if (
+                name in _FOREIGN
+                or (name in _arguments(callback) and unchanged)
+                or name in _arguments_of_keras(callback)
+            ):
                 continue
             try:
                 state[name] = _encode(value, arrays, f"callback-{i}-{name}")
@@ -101,6 +106,11 @@ def _replace(source, path):
 
 def _arguments(callback):
     return inspect.signature(type(callback).__init__).parameters.keys()
+
+
+def _arguments_of_keras(callback):
+    kinds = [kind for kind in type(callback).__mro__ if kind.__module__.startswith("keras.")]
+    return {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
 
 
 def _plain(value):
