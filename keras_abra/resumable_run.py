@@ -53,7 +53,7 @@ class ResumableRun(keras.callbacks.Callback):
 
     Checkpoints are written at the end of each epoch, every `every` steps, and when SIGTERM asks the process to leave:
     it finishes the step, saves, and leaves with exit code 75 (`EXIT_CODE`, "try again later"), in validation after a
-    batch of it. After 25 s without an end of a step it leaves without saving. SIGTERM can be caught in the main thread
+    batch of it. After 20 s without an end of a step it leaves without saving. SIGTERM can be caught in the main thread
     only. Each checkpoint is written aside, synced, renamed, and has checksums; the last two are kept.
 
     NumPy's format with Keras's own variables, and not Orbax or `tf.train.Checkpoint`: of these neither stores the
@@ -76,7 +76,7 @@ class ResumableRun(keras.callbacks.Callback):
     """
 
     EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h
-    GRACE = 25.0  # seconds from SIGTERM to the end of the step; clusters kill after 30
+    GRACE = 20.0  # seconds from SIGTERM to the end of the step; clusters kill after 30, and leaving takes some
 
     def __init__(self, folder, every=None, callbacks=(), options=None):
         super().__init__()
