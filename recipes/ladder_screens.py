@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from contenders.mixup import mixup
 
 from tfrecords import (
@@ -16,6 +15,7 @@ from tfrecords import (
     cutmix,
     gain_and_bias,
     list_sites,
+    mix_batches,
     read_records,
     write_screen,
 )
@@ -81,13 +81,7 @@ def training_data(records, settings, seed, classes, experiments):
     if "mix" not in settings:
         return data
     mix = {"mixup": mixup, "cutmix": cutmix}[settings["mix"]]
-
-    def mixed(images, labels):
-        places = tf.range(1, tf.size(labels) + 1, dtype=tf.int64)  # a seed that the batch's own labels make
-        draw = tf.reduce_sum(tf.cast(labels + 1, tf.int64) * places**2)
-        return mix(images, labels, (tf.constant(seed, tf.int64), draw), classes, settings["alpha"])
-
-    return data.map(mixed)
+    return mix_batches(data, mix, classes, seed, alpha=settings["alpha"])
 
 
 def split_images(records, split, settings, kinds=("treatment",)):

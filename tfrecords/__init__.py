@@ -33,6 +33,7 @@ _HOME = {
     "random_resized_crop": "augmentation",
     "gain_and_bias": "augmentation",
     "cutmix": "augmentation",
+    "mix_batches": "augmentation",
     "keep_tensorflow_off_gpu": "devices",
     "write_screen": "synthetic",
 }

@@ -67,8 +67,7 @@ def cutmix(images, labels, seed, classes, alpha=1.0):
 
     Yun et al. 2019 (arXiv 1905.04899), as the winner did: one box for the mini-batch, in the same place of each image,
     whose part of the area is drawn from Beta(alpha, alpha) and cut at the border. On a dataset of `read_records`:
-    `data.enumerate().map(lambda step, batch: cutmix(*batch, (seed, step), classes))`; the loss takes soft labels
-    (Keras's `CategoricalCrossentropy`).
+    `mix_batches(data, cutmix, classes, seed)`; the loss takes soft labels (Keras's `CategoricalCrossentropy`).
 
     Args:
         images: `(batch, height, width, channels)` of any type.
@@ -100,3 +99,29 @@ def cutmix(images, labels, seed, classes, alpha=1.0):
     pasted = tf.cast(area / (height * width), tf.float32)
     own = tf.one_hot(labels, classes)
     return mixed, (1 - pasted) * own + pasted * tf.gather(own, partner)
+
+
+def mix_batches(data, mix, classes, seed=0, **options):
+    """Mixes the images and labels of each batch of a dataset, by `cutmix` or a function like it.
+
+    What is drawn for a batch is a function of `seed` and of the batch's own labels, in their order: it differs from
+    step to step and from epoch to epoch, and is the same where a run goes on inside an epoch.
+
+    Args:
+        data: dataset of (images, integer labels), of `read_records`.
+        mix: function of (images, labels, seed `(2,)`, classes, **options) that gives images and soft labels.
+        classes: number of classes.
+        seed: integer.
+        **options: of `mix`.
+
+    Returns:
+        The dataset of (images, float32 labels `(batch, classes)`).
+    """
+
+    def mixed(images, labels):
+        labels = tf.cast(labels, tf.int64)
+        place = tf.range(1, tf.size(labels) + 1, dtype=tf.int64)
+        draw = tf.reduce_sum((labels + 1) * place**2)
+        return mix(images, labels, (tf.constant(seed, tf.int64), draw), classes, **options)
+
+    return data.map(mixed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrecords.augmentation import cutmix, gain_and_bias, random_resized_crop, turn_and_crop
+from tfrecords.augmentation import cutmix, gain_and_bias, mix_batches, random_resized_crop, turn_and_crop
+from tfrecords.read import read_records
 
 SEED = (3, 4)
 
@@ -65,6 +66,21 @@ def test_each_channel_of_each_image_has_its_own_gain_and_bias():
         assert draws.mean() == pytest.approx(centre, abs=0.01) and draws.std() == pytest.approx(0.1, rel=0.06)
         assert abs(np.corrcoef(draws.T)[~np.eye(4, dtype=bool)]).max() < 0.2
     assert abs(np.corrcoef(gains.ravel(), biases.ravel())[0, 1]) < 0.1
+
+
+def test_batches_are_mixed_anew_in_each_epoch_and_alike_where_a_run_goes_on(records_tree):
+    def read(**options):
+        data = read_records(records_tree, "train", batch_size=2, training=True, seed=3, **options)
+        return [images.numpy().tobytes() for images, _ in mix_batches(data, cutmix, 4, seed=5)]
+
+    first, second, rest = read(), read(first_epoch=1), read(first_epoch=1, first_step=1)
+    assert len(first) == 2 and read() == first and rest == second[1:]
+    assert not {*first} & {*second}
+    data = read_records(records_tree, "train", batch_size=2, training=True, seed=3)
+    plain = [images.numpy().tobytes() for images, _ in data]
+    assert plain != first
+    _, soft = next(iter(mix_batches(data, cutmix, 4, seed=5)))
+    np.testing.assert_allclose(soft.numpy().sum(1), 1, rtol=1e-6)
 
 
 def test_cutmix_pastes_one_box_and_mixes_labels_by_its_area(images):
