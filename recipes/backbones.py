@@ -14,7 +14,8 @@ def tiny_resnet(input_shape, width=16):
     Args:
         input_shape: `(height, width, channels)` of the image; height and width in pixels, at least 16.
         width: channels of the stem; stages have `2 * width`, `4 * width` and `8 * width`. Default 16, chosen for
-            its cost alone.
+            its cost alone. At least 8 for torch on a CPU: with fewer channels the gradient of the strided 1 x 1
+            convolutions may write past its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
 
     Returns:
         A Functional `keras.Model` from `(batch, height, width, channels)` to
