@@ -171,15 +171,35 @@ def _apply_if(finite, optimizer, pairs):
 class Trainer(Replicated):
     """The part of `ABRAModel` that TensorFlow's `fit` calls."""
 
+    def make_train_function(self, force=False):
+        if self.built and not self.optimizer.built:  # variables that the first trace makes cost a second one
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Builds metrics and optimizer from one replica's part of a batch. Keras takes the mean of the parts, which
-        fails where they are not of one size, or belong to other processes."""
+        """Under a strategy, builds metrics and optimizer from one replica's part of a batch. Keras takes the mean of
+        the parts, which fails where they are not of one size, or belong to other processes. Without one Keras leaves
+        them to the first trace, which then is done twice; the metrics' are made here."""
         strategy = self._distribute_strategy
-        if iterator is not None and strategy is not None:
+        if strategy is None:
+            dataset = getattr(iterator, "_distributed_dataset", None)
+            self._build_metrics(data_batch if dataset is None else dataset.element_spec)
+            return
+        if iterator is not None:
             _, _, batches = next(iter(iterator))
             data_batch = tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], next(batches))
             iterator = None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def _build_metrics(self, data):
+        metrics = self._compile_metrics
+        y = None if data is None else keras.utils.unpack_x_y_sample_weight(data)[1]
+        shape = getattr(y, "shape", None)
+        if metrics is None or metrics.built or shape is None or tf.TensorShape(shape).rank is None:
+            return
+        labels = keras.KerasTensor(tuple(shape), keras.backend.standardize_dtype(y.dtype))
+        metrics.build(labels, keras.KerasTensor((shape[0], self.num_classes)))
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

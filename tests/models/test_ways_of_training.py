@@ -1,7 +1,7 @@
 """Twenty steps in every precision and way of compiling that Keras offers end near those of plain float32."""
 
 import contextlib
-import shutil
+import os
 
 import keras
 import numpy as np
@@ -58,7 +58,7 @@ def test_the_compiled_step_stays_close(plain):
     close(train(), plain, 1e-3)
 
 
-@pytest.mark.skipif(TORCH and not shutil.which("g++"), reason="torch.compile builds C++ on the machine")
+@pytest.mark.skipif(TORCH and not os.environ.get("TORCH_COMPILE"), reason="minutes of torch.compile: TORCH_COMPILE=1")
 def test_jit_compile():
     # On TensorFlow, XLA draws other starts of the search.
     plain = train(structure="diagonal", jit_compile=False)
@@ -124,6 +124,8 @@ def test_nothing_is_traced_anew_after_the_first_epoch(monkeypatch):
     # margin and adversary change in the third epoch, the learning rate in every step
     model.fit(x, y, batch_size=8, epochs=6, callbacks=[count], validation_data=(x, y), verbose=0)
     assert epochs[0] > 0 and epochs[-1] == epochs[0]
+    if keras.backend.backend() == "tensorflow":
+        assert epochs[0] == 1  # two, where the first trace makes variables: Keras's own way
     model.fit({"image": x["image"], "experiment": x["experiment"]}, y, batch_size=8, epochs=2, verbose=0)
     assert len(traced) == epochs[0]
 
