@@ -56,6 +56,8 @@ class ResumableRun(keras.callbacks.Callback):
     batch of it. After 20 s without an end of a step it leaves without saving. SIGTERM can be caught in the main thread
     only. Each checkpoint is written aside, synced, renamed, and has checksums; the last two are kept.
 
+    Of a model with several optimizers only `model.optimizer` is stored.
+
     NumPy's format with Keras's own variables, and not Orbax or `tf.train.Checkpoint`: of these neither stores the
     values of single replicas, a metric's accumulators and the callbacks on all three backends, and
     `BackupAndRestore` restores the epoch only and writes in place.

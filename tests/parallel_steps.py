@@ -140,9 +140,22 @@ def mistakes():
         def twice(f):
             return lambda self, u, batch: ops.tile(f(self, u, batch // 2), (2, 1))
 
+        def halves(f):
+            return lambda *args: 0.5 * (f(*(a[: BATCH // 2] for a in args)) + f(*(a[BATCH // 2 :] for a in args)))
+
+        def centred_by_half(f):
+            return lambda m, _: f(m - ops.repeat(ops.mean(ops.reshape(m, (2, BATCH // 2, -1)), 1), BATCH // 2, 0))
+
+        def means_of_half(f):
+            return lambda self, m, experiment: f(self, m[: BATCH // 2], experiment[: BATCH // 2])
+
+        alignment = importlib.import_module("keras_abra.losses.distribution_alignment")._ON_EMBEDDINGS
         return mutants | {
             "a spread is the replica's": (uncertainty, "diagonal", lambda f: lambda m, _: f(m[: BATCH // 2])),
             "noise is shared": (FeatureStatisticsUncertainty, "draw", twice),
+            "a covariance is the replica's": (uncertainty, "low_rank", centred_by_half),
+            "an alignment is the replica's": (alignment, "coral", halves),
+            "running means are the replica's": (FeatureStatisticsUncertainty, "update_means", means_of_half),
         }
     torch = importlib.import_module("keras_abra.backend.torch")
 
@@ -168,7 +181,13 @@ MUTANTS = {
     "a spread is the replica's": "dsu",
     "noise is shared": "dsu" if JAX else "noise",
 }
-if not JAX:
+if JAX:
+    MUTANTS |= {
+        "a covariance is the replica's": "mmd",
+        "an alignment is the replica's": "coral",
+        "running means are the replica's": "domain",
+    }
+else:
     MUTANTS |= {
         "a mean is the replica's": "diagonal",
         "a covariance is the replica's": "low_rank",
@@ -182,7 +201,11 @@ if not JAX:
 @contextlib.contextmanager
 def made(mistake):
     where, name, change = mistakes()[mistake]
-    with mock.patch.object(where, name, change(getattr(where, name))):
+    if isinstance(where, dict):
+        patch = mock.patch.dict(where, {name: change(where[name])})
+    else:
+        patch = mock.patch.object(where, name, change(getattr(where, name)))
+    with patch:
         yield
 
 

@@ -131,7 +131,8 @@ def test_noise_differs_between_replicas_and_is_a_function_of_the_seed(many):
 def test_the_comparison_sees(mistake, many, one):
     found, case = many["processes" if BACKEND == "torch" else "2 devices"][0], MUTANTS[mistake]
     expected = {k: v for k, v in found.items() if k.startswith("noise ")} if case == "noise" else one(case)
-    assert any(" gradient " in name for name in mismatches(found, expected, f"{case}/{mistake}"))
+    what = " state " if mistake.startswith("running means") else " gradient "
+    assert any(what in name for name in mismatches(found, expected, f"{case}/{mistake}"))
 
 
 @torch_only

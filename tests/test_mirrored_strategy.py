@@ -265,6 +265,37 @@ def test_the_comparison_of_alignments_over_the_batch_sees_that(monkeypatch, kind
     assert mutated_distance(kind, ALIGNMENT_MUTANTS[mutant], monkeypatch) > 10 * BOUND
 
 
+def test_the_comparison_sees_a_covariance_of_the_replica(monkeypatch):
+    def mutated():
+        monkeypatch.setattr(uncertainty, "low_rank", lambda statistics, synchronized: right(statistics, False))
+        return build("low_rank", ONE)
+
+    right, (x, y) = uncertainty.low_rank, tiny_batch()
+    on.draw_by_sample(monkeypatch)
+    expected = on.train(tf.distribute.get_strategy(), lambda: build("low_rank", ONE), x, y)
+    assert on.distance(on.train(on.mirrored(2), mutated, x, y).gradients, expected.gradients) > 10 * BOUND
+
+
+def test_the_comparison_sees_running_means_of_the_replica(monkeypatch):
+    right, everybody = FeatureStatisticsUncertainty.update_means, backend.global_sum
+
+    def own(*args):
+        backend.global_sum = lambda value: value  # no replica waits in here: they run one after another
+        right(*args)
+        backend.global_sum = everybody
+
+    def mutated():
+        monkeypatch.setattr(FeatureStatisticsUncertainty, "update_means", own)
+        return build("domain", ONE)
+
+    x, y = tiny_batch()
+    on.draw_by_sample(monkeypatch)
+    expected = on.train(tf.distribute.get_strategy(), lambda: build("domain", ONE), x, y)
+    found = on.train(on.mirrored(2), mutated, x, y)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check_state(found.state, expected.state)
+
+
 # DSU: the layer in a plain model, whose spread has a gradient.
 
 

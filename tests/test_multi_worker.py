@@ -25,3 +25,13 @@ def test_processes_take_the_step_of_one_device(number, tmp_path):
         assert on.distance([found[name] for name in names], [expected[name] for name in names]) <= 1e-4
         for name in set(expected) - set(names):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_keras_own_fit_cannot_and_here_is_why():
+    """When this fails, Keras can: the README's section on several machines says it cannot."""
+    ports = [free_port() for _ in range(2)]
+    codes, texts = run_together([["-m", "tests.plain_worker", *ports]] * 2)
+    assert codes == [0, 0], "\n".join(text[-2000:] for text in texts)
+    for text in texts:
+        assert "Attempt to convert a value (PerReplica" in text and "Invalid reduction dimension 0" in text
+        assert "trained:" not in text

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -116,17 +117,22 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def fit(folder, model=None, data=None, stop=None, epochs=5, options=None, **more):
-    model = model or plain_model()
-    x, y = data or arrays()
-    callbacks = [
+FIT = {"batch_size": 8, "verbose": 0, "shuffle": False}
+
+
+def history_callbacks(folder):
+    return [
         keras.callbacks.CSVLogger(folder / "history.csv"),
         keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True),
     ]
-    run = ResumableRun(folder / "checkpoints", callbacks=callbacks, options=options)
+
+
+def fit(folder, model=None, data=None, stop=None, epochs=5, options=None):
+    model = model or plain_model()
+    run = ResumableRun(folder / "checkpoints", callbacks=history_callbacks(folder), options=options)
     given = [run] if stop is None else [run, Interrupt(*stop)]
     try:
-        history = model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=given, **more)
+        history = model.fit(*(data or arrays()), **FIT, epochs=epochs, callbacks=given)
     finally:
         run.close()
     return model, history
@@ -311,6 +317,70 @@ def test_logs_that_are_no_metrics_survive_a_stop_in_validation(tmp_path):
         fit(tmp_path / "cut", stop=1)
     assert set(expected) == {"loss", "accuracy", "extra", "val_loss", "val_accuracy", "val_extra"}
     assert fit(tmp_path / "cut") == expected
+
+
+def test_a_step_that_does_not_end_does_not_hold_the_process(tmp_path):
+    """In a child, which it ends: a sleep in the place of the step."""
+    fit(tmp_path, epochs=1)
+    run = ResumableRun(tmp_path / "checkpoints", callbacks=history_callbacks(tmp_path))
+    assert run.position == (1, 0)
+    child = os.fork()
+    if child == 0:
+        sys.stderr = open(tmp_path / "said", "w")
+        run._termination.grace = 0.2
+        run._termination.catch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ResumableRun.EXIT_CODE
+    said = (tmp_path / "said").read_text()
+    assert "SIGTERM: no step ended within 0.2 s; left in epoch 0 before step 0" in said
+    assert fit(tmp_path, epochs=3)[1].epoch == [0, 1, 2]
+
+
+def test_a_full_disk_ends_training_and_the_checkpoint_before_stays(tmp_path):
+    resource = pytest.importorskip("resource", reason="limits are POSIX's")
+    (tmp_path / "whole").mkdir()
+    expected = end_of(*fit(tmp_path / "whole"), tmp_path / "whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Full(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+
+    try:
+        run = ResumableRun(tmp_path / "checkpoints", callbacks=history_callbacks(tmp_path))
+        with pytest.raises(OSError, match="No space is left to write .*00000003 .*00000002, stays"):
+            plain_model().fit(*arrays(), **FIT, epochs=5, callbacks=[Full(), run])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        run.close()
+    model, history = fit(tmp_path)
+    assert end_of(model, history, tmp_path) == expected
+
+
+def test_steps_left_out_are_counted_on(tmp_path):
+    """A run that was broken between two steps that are not finite stops where the unbroken one does."""
+    from keras_abra import NonFiniteLossError, SkipNonFinite
+    from tests.test_skip_non_finite import Batches, batches, compiled
+
+    def fit(folder, stop=None):
+        found = batches(bad=(1, 2, 3), count=5)
+        run = ResumableRun(folder, every=1, callbacks=[SkipNonFinite(most=2)])
+        try:
+            for part in run.parts(1):
+                model = compiled()
+                begin = part.start["first_step"]
+                given = [run, Interrupt(0, stop)] if stop else [run]
+                model.fit(Batches(found[begin:]), epochs=part.epochs, verbose=0, shuffle=False, callbacks=given)
+        finally:
+            run.close()
+
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, stop=3)
+    with pytest.raises(NonFiniteLossError, match="finite 3 steps in a row, the last in epoch 0, step 3"):
+        fit(tmp_path)
 
 
 def test_every_needs_the_parts_of_a_run(tmp_path):
