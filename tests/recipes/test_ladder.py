@@ -16,7 +16,7 @@ from tfrecords.mirror import lock_file
 
 SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
 RULE = {"warmup": 1, "patience": 1, "smooth": 1, "least": 1, "most": 2, "decay": 0.5}
-# Eight channels: with fewer, oneDNN writes past its memory in a strided 1 x 1 convolution (uxlfoundation/oneDNN, issue 6035).
+# Fewer channels than 8, and oneDNN writes past its memory in strided 1 x 1 convolutions (uxlfoundation/oneDNN 6035).
 TINY = {"batch_size": 8, "width": 8, "embedding_dim": 6}
 
 

@@ -17,7 +17,7 @@ from tfrecords import build_records, list_sites, read_manifest, write_screen
 from tfrecords.frames import read_frames
 
 SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
-OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", 8, "--epochs", 1)
+OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", 8, "--epochs", 1, "--distribution", "none")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The search, as a user starts it."""
+"""The search, once as a user starts it and then in this process."""
 
 import json
 import os
@@ -13,6 +13,9 @@ import pandas as pd
 import pytest
 
 pytest.importorskip("keras_tuner")
+
+import rxrx1  # noqa: E402
+import tune_margin  # noqa: E402
 
 from tfrecords import build_records, write_screen  # noqa: E402
 
@@ -37,17 +40,16 @@ def start(name, folder, *arguments):
     )
 
 
-def tune(folder, *arguments):
-    process = start("tune_margin.py", folder, *arguments)
-    output, errors = process.communicate()
-    return process.returncode, output, errors
+def tune(*arguments):
+    return tune_margin.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
 def search(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
-    code, output, errors = tune(folder, "--records", records, *OPTIONS)
-    assert code == 0, errors[-2000:]
+    process = start("tune_margin.py", folder, "--records", records, *OPTIONS)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
     return folder, output
 
 
@@ -62,39 +64,49 @@ def test_every_trial_stands_in_the_table_and_the_picture(search):
     assert "Best: val accuracy" in output
 
 
-def test_the_printed_command_gives_the_accuracy_again(search):
+def test_the_printed_command_gives_the_accuracy_again(search, monkeypatch):
     folder, output = search
+    monkeypatch.chdir(folder)
     command = next(line for line in output.splitlines() if line.startswith("Train it: ")).split()[2:]
     assert command[:2] == ["python", "recipes/rxrx1.py"]
-    process = start("rxrx1.py", folder, *command[2:], "--output", "again")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors[-2000:]
-    accuracy = json.loads((folder / "again" / "metrics.json").read_text())["splits"]["val"]["accuracy"]
+    accuracy = rxrx1.main([*command[2:], "--output", "again"])["splits"]["val"]["accuracy"]
     assert accuracy == pytest.approx(json.loads((folder / "out" / "best.json").read_text())["val_accuracy"], abs=1e-6)
 
 
-def test_a_finished_search_is_resumed_without_training(search, records):
+def test_a_finished_search_is_resumed_without_training(search, records, monkeypatch, capsys):
     folder, _ = search
+    monkeypatch.chdir(folder)
     before = (folder / "out" / "trials.csv").read_text()
-    code, output, errors = tune(folder, "--records", records, *OPTIONS, "--resume")
-    assert code == 0, errors[-2000:]
-    assert "Epoch" not in output and (folder / "out" / "trials.csv").read_text() == before
+    tune("--records", records, *OPTIONS, "--resume")
+    output = capsys.readouterr().out
+    assert "Best: val accuracy" in output and "Epoch" not in output
+    assert (folder / "out" / "trials.csv").read_text() == before
 
 
-def test_another_search_is_refused_by_what_differs(search, records):
-    folder, _ = search
-    code, _, errors = tune(folder, "--records", records, *OPTIONS, "--seed", "3", "--resume")
-    assert code != 0 and "holds another search: seed 0, now 3" in errors and "Traceback" not in errors
-    code, _, errors = tune(folder, "--records", records, *OPTIONS)
-    assert code != 0 and "holds this search already: add --resume" in errors
+def test_another_search_is_refused_by_what_differs(search, records, monkeypatch):
+    monkeypatch.chdir(search[0])
+    with pytest.raises(ValueError, match="holds another search: seed 0, now 3"):
+        tune("--records", records, *OPTIONS, "--seed", "3", "--resume")
+    with pytest.raises(ValueError, match="holds this search already: add --resume"):
+        tune("--records", records, *OPTIONS)
 
 
-def test_the_test_experiments_are_refused(tmp_path):
-    code, _, errors = tune(tmp_path, "--validation-split", "test")
-    assert code != 0 and "--validation-split test: margins are chosen on val" in errors
+def test_the_test_experiments_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tune("--validation-split", "test")
+    assert "--validation-split test: margins are chosen on val" in capsys.readouterr().err
 
 
-def test_a_killed_search_goes_on(records, tmp_path):
+def test_an_error_of_the_user_is_a_message(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    process = start("tune_margin.py", tmp_path, *OPTIONS)
+    errors = process.communicate()[1]
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "--output out is in use, and not by a search" in errors
+
+
+def test_a_killed_search_goes_on(records, tmp_path, monkeypatch):
     process = start("tune_margin.py", tmp_path, "--records", records, *OPTIONS)
     for line in process.stdout:
         if line.startswith("Trial 1 Complete"):
@@ -102,8 +114,8 @@ def test_a_killed_search_goes_on(records, tmp_path):
             os.kill(process.pid, signal.SIGKILL)
             break
     process.communicate()
-    first = json.loads((tmp_path / "out" / "trials" / "trial_0" / "trial.json").read_text())
-    code, output, errors = tune(tmp_path, "--records", records, *OPTIONS, "--resume")
-    assert code == 0, errors[-2000:]
-    assert json.loads((tmp_path / "out" / "trials" / "trial_0" / "trial.json").read_text()) == first
-    assert len(pd.read_csv(tmp_path / "out" / "trials.csv")) == 3
+    monkeypatch.chdir(tmp_path)
+    first = json.loads(Path("out/trials/trial_0/trial.json").read_text())
+    tune("--records", records, *OPTIONS, "--resume")
+    assert json.loads(Path("out/trials/trial_0/trial.json").read_text()) == first
+    assert len(pd.read_csv("out/trials.csv")) == 3
