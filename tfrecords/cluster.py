@@ -1,6 +1,9 @@
 """A Dask cluster as an executor."""
 
+import socket
+import time
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 # Tasks handed out per thread of the cluster: one that runs, and one so that none waits for the way here and back.
 _AHEAD = 2
@@ -31,6 +34,7 @@ def connect(address, timeout=30):
             "'keras-abra[dask]'`, with the release of the cluster."
         ) from None
     try:
+        _probe(address, timeout)
         client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -48,3 +52,24 @@ def connect(address, timeout=30):
         # Each writes the same bytes under the same name, so a task may be run again where a worker is lost. A result is
         # taken as it is; an error is ours to raise.
         yield client.get_executor(pure=False), _AHEAD * threads
+
+
+def _probe(address, timeout):
+    """Raises an OSError or ValueError if nothing listens there. Dask's client tries twice as long as it is told to, and
+    also where there is no such host."""
+    url = urlsplit(address if "://" in address else f"tcp://{address}")
+    if url.scheme not in ("tcp", "tls"):
+        return
+    if not url.hostname or not url.port:
+        raise ValueError("it has no host or no port")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((url.hostname, url.port), timeout).close()
+            return
+        except socket.gaierror:
+            raise
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)

@@ -1,11 +1,12 @@
 """A few sites of each cell type in one picture."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tfrecords.image_batches import image_batches
 from tfrecords.listing import KINDS, read_index
@@ -49,17 +50,20 @@ def write_contact_sheet(dest, file, columns=6, edge=160):
     source = record_images(folder, sites, manifest)
     _, images = next(image_batches(source, tf.range(len(sites), dtype=tf.int64), len(sites)).as_numpy_iterator())
     pictures = [_shrink(to_rgb(image), edge) for image in images]
-    width, height = pictures[0].width + _MARGIN, pictures[0].height + _TEXT + _MARGIN
+    names = [site_id.encode("ascii", "replace").decode() for site_id in sites["site_id"]]
+    longest = max(math.ceil(ImageFont.load_default().getlength(name)) for name in names)
+    width = max(pictures[0].width, min(longest, edge)) + _MARGIN
+    height = pictures[0].height + _TEXT + _MARGIN
     rows = {cell_type: row for row, cell_type in enumerate(dict.fromkeys(sites["cell_type"]))}
     across = max(sites["cell_type"].value_counts())
     sheet = Image.new("RGB", (across * width + _MARGIN, len(rows) * height + _MARGIN))
     used = dict.fromkeys(rows, 0)
-    for site, picture in zip(sites.itertuples(), pictures, strict=True):
+    for site, picture, text in zip(sites.itertuples(), pictures, names, strict=True):
         x, y = _MARGIN + used[site.cell_type] * width, _MARGIN + rows[site.cell_type] * height
         used[site.cell_type] += 1
         sheet.paste(picture, (x, y + _TEXT))
-        name = Image.new("RGB", (picture.width, _TEXT))  # Of its own, so that a long name is cut off.
-        ImageDraw.Draw(name).text((0, 0), site.site_id.encode("ascii", "replace").decode(), fill="white")
+        name = Image.new("RGB", (width - _MARGIN, _TEXT))  # Of its own, so that a long name is cut off.
+        ImageDraw.Draw(name).text((0, 0), text, fill="white")
         sheet.paste(name, (x, y))
     data = io.BytesIO()
     sheet.save(data, "PNG")

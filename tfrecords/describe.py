@@ -55,7 +55,9 @@ def _describe_files(dest, manifest):
     each = f"{size / total / 1e3:,.1f} kB a site"
     yield f"{dest}: {total:,} sites in {len(shards):,} files, {size / 1e9:,.3f} GB ({each})"
     yield f"from {manifest['source']} ({options['layout']}), splits {options['splits']}, seed {options['seed']}"
-    encoding = f"{options['encoding']}, {height} x {width} pixels, channels {', '.join(map(str, options['channels']))}"
+    names = (options.get("screen") or {}).get("channels") or []
+    shown = [names[n - 1] if n <= len(names) else str(n) for n in options["channels"]]
+    encoding = f"{options['encoding']}, {height} x {width} pixels, channels {', '.join(shown)}"
     given = [f"{name} {options[name]}" for name in ("crop", "image_size") if options[name] is not None]
     yield "; ".join([f"encoding {encoding}", *given])
     for split in SPLITS:
@@ -123,22 +125,29 @@ def _count_excluded(dest, manifest):
     ]
 
 
+def _place(dest):
+    dest, here = Path(dest).resolve(), Path.cwd()
+    return dest.parent / f"{dest.name}_contact_sheet.png" if here.is_relative_to(dest) else "contact_sheet.png"
+
+
 def main(argv=None):
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tfrecords.describe", description=__doc__)
     parser.add_argument("dest", help="folder of records")
     parser.add_argument(
-        "--sheet", default="contact_sheet.png", help="picture to write, not in DEST (default: contact_sheet.png here)"
+        "--sheet",
+        help="picture to write, not in DEST (default: contact_sheet.png here, or beside DEST if here is in it)",
     )
     arguments = parser.parse_args(argv)
     keep_tensorflow_off_gpu()
+    sheet = arguments.sheet or _place(arguments.dest)
     try:
         print(describe_records(arguments.dest))
-        write_contact_sheet(arguments.dest, arguments.sheet)
+        write_contact_sheet(arguments.dest, sheet)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"Contact sheet: {arguments.sheet}")
+    print(f"Contact sheet: {sheet}")
     return 0
 
 

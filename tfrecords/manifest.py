@@ -75,6 +75,11 @@ def _read_local(path):
         found = "there is no such folder"
     elif (path.parent / UNFINISHED).exists():
         found = "the build was broken off and left parts of a data set"
+    elif (path.parent / INDEX).is_file():
+        raise ValueError(
+            f"{str(path.parent)!r} has lost its {MANIFEST}, without which no record can be trusted. Copy it back, or "
+            "build the records again into a new folder."
+        )
     else:
         found = f"there is no {MANIFEST}"
     raise ValueError(

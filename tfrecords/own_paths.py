@@ -20,8 +20,8 @@ def fields_of(template):
     """
     if re.search(r"[{}]", _FIELD.sub("", template)):
         raise ValueError(
-            f"The template {template!r} has a brace that encloses no name. Expected such as "
-            "'{plate}/{well}_f{site:02}_ch{channel}.tif'."
+            f"The template {template!r} has a brace that encloses no name, or a width that is not such as 02. "
+            "Expected such as '{plate}/{well}_f{site:02}_ch{channel}.tif'."
         )
     return [match[1] for match in _FIELD.finditer(template) if match[0] != CHANNEL]
 

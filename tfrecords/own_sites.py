@@ -40,7 +40,11 @@ def read_own_sites(source, screen, split_column=None):
     own = () if split_column is None else (split_column,)
     ours = {*columns, *({"site"} if "sites" in screen else ())}
     of_table = [name for template in templates for name in fields_of(template) if name not in ours]
-    raw = read_table(Path(source) / screen["table"], [*dict.fromkeys([*columns.values(), *of_table, *own])])
+    raw = read_table(
+        Path(source) / screen["table"],
+        [*dict.fromkeys([*columns.values(), *of_table, *own])],
+        advice=f"Correct the names of columns, the fields of the images' template {templates[0]!r}, or the table.",
+    )
     if "sites" in screen:
         count = len(raw)
         raw = raw.loc[raw.index.repeat(len(screen["sites"]))].reset_index(drop=True)

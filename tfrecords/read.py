@@ -220,7 +220,8 @@ def _check(batch_size, seed, first_epoch, first_step, worker, dtype):
     for name, (value, least) in integers.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of {least} or more; received {value!r}.")
-    number, workers = worker
+    pair = isinstance(worker, (tuple, list)) and len(worker) == 2
+    number, workers = worker if pair and all(isinstance(n, (int, np.integer)) for n in worker) else (1, 1)
     if not 0 <= number < workers or batch_size % workers:
         raise ValueError(
             f"worker must be (number from 0, number of workers), and batch_size a multiple of the latter; received "

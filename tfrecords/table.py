@@ -9,13 +9,14 @@ FILE, ROW = "_file", "_row"
 PARQUET = (".parquet", ".pq")
 
 
-def read_table(path, columns, optional=()):
+def read_table(path, columns, optional=(), advice="Download or export the table again."):
     """Reads a CSV or Parquet file with every value as text, and remembers which file and row each came from.
 
     Args:
         path: `pathlib.Path` of the file; `.parquet` or `.pq`, or CSV in UTF-8.
         columns: names that must be there; others are dropped.
         optional: further names that are kept where they are there.
+        advice: what the user may do if a column lacks.
 
     Returns:
         pandas.DataFrame of str (empty text where the file has none), with the file's name and the row in two further
@@ -27,7 +28,7 @@ def read_table(path, columns, optional=()):
     """
     read = _read_parquet if path.suffix in PARQUET else _read_csv
     try:
-        table = read(path, columns, optional)
+        table = read(path, columns, optional, advice)
     except FileNotFoundError:
         raise ValueError(f"There is no table {str(path)!r}. Correct its name, or put it there.") from None
     if not len(table):
@@ -36,7 +37,7 @@ def read_table(path, columns, optional=()):
     return table
 
 
-def _read_csv(path, columns, optional):
+def _read_csv(path, columns, optional, advice):
     # The standard library's reader, not that of pandas, which fills up rows that are too short, takes the first column
     # for a name of the rows where they are too long, and does not tell the line of any.
     rows, places, seen = [], [], {}
@@ -48,7 +49,7 @@ def _read_csv(path, columns, optional):
                 raise ValueError(
                     f"{path.name} is empty. Expected the columns {', '.join(columns)} and a row a site or a well."
                 )
-            kept = _check_header(path, header, columns, optional)
+            kept = _check_header(path, header, columns, optional, advice)
             pick = [header.index(name) for name in kept]
             line = reader.line_num + 1
             for row in reader:
@@ -70,7 +71,7 @@ def _read_csv(path, columns, optional):
     return table
 
 
-def _read_parquet(path, columns, optional):
+def _read_parquet(path, columns, optional, advice):
     try:
         import pyarrow
         import pyarrow.parquet
@@ -82,7 +83,7 @@ def _read_parquet(path, columns, optional):
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path.name} cannot be read as a Parquet table: {error}. Export it again.") from None
-    kept = _check_header(path, table.column_names, columns, optional)
+    kept = _check_header(path, table.column_names, columns, optional, advice)
     columns = {name: [_as_text(value) for value in table[name].to_pylist()] for name in kept}
     table = pd.DataFrame(columns, dtype=object)
     table[ROW] = np.arange(1, len(table) + 1)
@@ -98,12 +99,12 @@ def _as_text(value):
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _check_header(path, header, columns, optional):
+def _check_header(path, header, columns, optional, advice):
     missing = [name for name in columns if name not in header]
     if missing:
         raise ValueError(
             f"{path.name} lacks the column {', '.join(map(repr, missing))}. Expected {', '.join(columns)}; "
-            f"found {', '.join(header)}. Download or export the table again."
+            f"found {', '.join(header)}. {advice}"
         )
     kept = [*columns, *(name for name in optional if name in header and name not in columns)]
     twice = [name for name in kept if header.count(name) > 1]

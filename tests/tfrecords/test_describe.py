@@ -1,6 +1,8 @@
+import math
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from tfrecords.build import build_records
 from tfrecords.contact_sheet import to_rgb, write_contact_sheet
@@ -45,6 +47,11 @@ def test_the_command_line_prints_and_draws_and_leaves_the_folder_as_it_is(record
     assert Image.open("contact_sheet.png").mode == "RGB"
     assert main([str(records_tree), "--sheet", str(records_tree / "sheet.png")]) == 1
     assert "would lie in the folder of records" in capsys.readouterr().err
+    monkeypatch.chdir(records_tree / "train")
+    assert main([".."]) == 0
+    beside = records_tree.with_name(f"{records_tree.name}_contact_sheet.png")
+    assert beside.is_file() and f"Contact sheet: {beside}" in capsys.readouterr().out
+    beside.unlink()
     assert main([str(tmp_path)]) == 1
     assert "holds no finished records" in capsys.readouterr().err
     assert verify_records(records_tree) == []
@@ -57,7 +64,9 @@ def test_a_sheet_has_a_row_for_each_cell_type_and_the_sites_own_pixels(
     build_records(release_tree, tmp_path / "records", encoding=encoding, channels=channels)
     write_contact_sheet(tmp_path / "records", tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (2 * (8 + 14 + 4) + 4, 3 * (8 + 4) + 4, 3)  # HUVEC in three experiments, RPE in one.
+    wide = math.ceil(ImageFont.load_default().getlength("HUVEC-01_1_B03_1"))  # than the images: names are not cut
+    assert wide > 60 and sheet.shape[0] == 2 * (8 + 14 + 4) + 4
+    assert sheet.shape[1] >= 3 * (wide + 4) + 4  # HUVEC in three experiments, RPE in one.
     corner = sheet[4 + 26 + 14 :, 4:][:8, :8]  # RPE's only one.
     picked = [0, 1, 2, 3, 4, 5] if channels is None else [channel - 1 for channel in channels]
     candidates = [

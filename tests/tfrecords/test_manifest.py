@@ -29,8 +29,10 @@ def test_a_folder_that_is_not_whole_is_not_read(records, tmp_path):
     with pytest.raises(ValueError, match="holds no finished records: there is no such folder"):
         read_manifest(tmp_path / "nowhere")
     (records / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="holds no finished records: there is no manifest.json"):
+    with pytest.raises(ValueError, match="has lost its manifest.json, .* Copy it back, or build"):
         read_manifest(records)
+    with pytest.raises(ValueError, match="holds no finished records: there is no manifest.json"):
+        read_manifest(tmp_path)
     (records / "unfinished.json").write_text("{}")
     with pytest.raises(ValueError, match="the build was broken off .* run that command"):
         read_manifest(records)

@@ -131,8 +131,11 @@ def test_two_wells_cannot_run_together_to_one_name(read):
 
 def test_a_column_or_a_brace_that_does_not_fit_is_named(read):
     with pytest.raises(
-        ValueError, match="wells.csv lacks the column 'Batch'. Expected E, P, W, S, L, Batch; found E, P"
+        ValueError,
+        match="wells.csv lacks the column 'Batch'. Expected E, P, W, S, L, Batch; found E, P.* Correct .*'{Batch}/",
     ):
         read([("a", 1, "A", 1, "x")], images="{Batch}/{well}.tif")
     with pytest.raises(ValueError, match="has a brace that encloses no name"):
         read([("a", 1, "A", 1, "x")], images="{plate/{well}.tif")
+    with pytest.raises(ValueError, match="or a width that is not such as 02"):
+        read([("a", 1, "A", 1, "x")], images="{plate}/{site:2}.tif")

@@ -280,6 +280,7 @@ def test_labels_of_another_column(release_tree, tmp_path):
         (dict(batch_size=2, first_epoch=3, first_step=2), "no step 2: an epoch has 2 steps.*pass first_epoch=4"),
         (dict(batch_size=2, worker=(2, 2)), r"worker must be .* received worker=\(2, 2\) and batch_size=2"),
         (dict(batch_size=3, worker=(0, 2)), "batch_size a multiple of the latter"),
+        (dict(batch_size=2, worker=1), "worker must be .number from 0, number of workers.*received worker=1 and"),
         (dict(batch_size=3, worker=(0, 3)), "workers would get unequal parts. Pass pad=True"),
         (dict(batch_size=2, dtype="uint8"), "dtype must be one of float32, bfloat16, float16; received 'uint8'"),
         (dict(batch_size=2, normalize="plate"), "normalize must be a function of images, a table"),
@@ -293,7 +294,7 @@ def test_options_that_cannot_be_are_refused(records_tree, options, message):
 
 def test_a_half_written_folder_is_not_read(records):
     (records / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="holds no finished records"):
+    with pytest.raises(ValueError, match="has lost its manifest.json"):
         read_records(records, "train", batch_size=2)
 
 
