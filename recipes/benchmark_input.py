@@ -29,7 +29,15 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from tfrecords import augment, build_records, keep_tensorflow_off_gpu, read_manifest, read_records, standardize
+from tfrecords import (
+    augment,
+    build_records,
+    keep_freed_memory,
+    keep_tensorflow_off_gpu,
+    read_manifest,
+    read_records,
+    standardize,
+)
 from tfrecords.frames import read_frames
 from tfrecords.screen_layout import layout
 from tfrecords.synthetic import draw_site
@@ -49,13 +57,21 @@ def add_arguments(parser):
     parser.add_argument("--batch-size", type=int, default=72)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="for the files (default: a temporary one, removed at the end)")
+    parser.add_argument("--keep-memory", action="store_true", help="tfrecords.keep_freed_memory, for all ways")
     parser.add_argument("--parts", nargs="+", choices=("read", "build", "memory"), default=["read", "build", "memory"])
 
 
 def main(args):
     keep_tensorflow_off_gpu()
+    if args.keep_memory and not keep_freed_memory():
+        raise ValueError("--keep-memory: there is no glibc here.")
     cores = len(os.sched_getaffinity(0))
-    table = {"cores": cores, "pixels": "RXRX1_SAMPLE" if "RXRX1_SAMPLE" in os.environ else "synthetic", "shapes": {}}
+    table = {
+        "cores": cores,
+        "keep_memory": args.keep_memory,
+        "pixels": "RXRX1_SAMPLE" if "RXRX1_SAMPLE" in os.environ else "synthetic",
+        "shapes": {},
+    }
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         pool = draw_pool()
         for shape in args.shapes:

@@ -35,6 +35,7 @@ _HOME = {
     "cutmix": "augmentation",
     "mix_batches": "augmentation",
     "keep_tensorflow_off_gpu": "devices",
+    "keep_freed_memory": "memory",
     "write_screen": "synthetic",
 }
 

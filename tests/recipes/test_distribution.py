@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import distribution
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 
 import keras_abra  # noqa: F401, its classes are registered for loading
-from tests.processes import ROOT, run_together
+from tests.processes import PATIENCE, ROOT, environment, free_port, run_together
 from tfrecords import build_records, list_sites, site_ids_of_step, write_screen
 
 BACKEND = keras.backend.backend()
@@ -129,3 +130,36 @@ def test_the_failure_of_the_first_process_ends_all(tmp_path, records):
     assert codes[0] not in (0, None) and codes[1] != 0
     assert "is in use: expected a new or empty folder" in texts[0] and "Traceback" not in texts[0]
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="one process")
+@pytest.mark.skipif(BACKEND == "jax" and not os.environ.get("KILLS"), reason="by hand (KILLS=1): minutes of compiling")
+def test_processes_that_are_told_to_leave_go_on_to_the_same_end(records, tmp_path):
+    options = [*OPTIONS, "--epochs", 6, "--method", "erm", "--records", records, "--resume", "--output"]
+
+    def start(output):
+        port = free_port()
+        command = [sys.executable, ROOT / "recipes" / "rxrx1.py", *map(str, [*options, output])]
+        return [
+            subprocess.Popen(command, env=environment(i, 2, port) | {"KERAS_BACKEND": BACKEND}, cwd=tmp_path)
+            for i in range(2)
+        ]
+
+    def end(processes):
+        try:
+            return [process.wait(PATIENCE) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+
+    assert end(start(tmp_path / "whole")) == [0, 0]
+    processes = start(tmp_path / "cut")
+    while not any(process.poll() for process in processes) and not [*(tmp_path / "cut" / "checkpoints").glob("0*")]:
+        time.sleep(0.05)
+    for process in processes:
+        process.terminate()
+    assert end(processes) == [75, 75]
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    assert end(start(tmp_path / "cut")) == [0, 0]
+    for name in ("metrics.json", "history.csv", "predictions.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
