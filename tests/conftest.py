@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ if keras.backend.backend() == "tensorflow":
     if not tf.config.list_physical_devices("GPU"):  # replicas to test MirroredStrategy with
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leave_out_what_stays():
+    """Keras and KerasTuner collect garbage at each model, and what imports and other modules keep takes a third of the
+    time of a long session to look through: from here on it is not looked at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
