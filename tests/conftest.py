@@ -18,8 +18,8 @@ if keras.backend.backend() == "tensorflow":
 
 @pytest.fixture(autouse=True, scope="module")
 def leave_out_what_stays():
-    """Keras and KerasTuner collect garbage at each model, and what imports and other modules keep takes a third of the
-    time of a long session to look through: from here on it is not looked at."""
+    """Keras and KerasTuner collect garbage at each model, and what imports and other modules keep takes long
+    to look through: from here on it is not looked at."""
     gc.collect()
     gc.freeze()
 

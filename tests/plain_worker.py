@@ -12,6 +12,7 @@ import sys
 import keras
 import numpy as np
 
+from tests.replicas import pipeline
 from tests.worker import make_strategy
 
 
@@ -24,16 +25,11 @@ def attempt(model, data):
 
 if __name__ == "__main__":
     strategy = make_strategy(sys.argv[1:])
-    import tensorflow as tf
-
     with strategy.scope():
         image = keras.Input((4,))
         model = keras.Model(image, keras.layers.Dense(2)(image))
         model.compile("sgd", "mse")
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    data = tf.data.Dataset.from_tensor_slices((np.zeros((8, 4), "float32"), np.zeros((8, 2), "float32"))).batch(4)
-    data = data.with_options(options)
+    data = pipeline(np.zeros((8, 4), "float32"), np.zeros((8, 2), "float32"), 4)
     attempt(model, data)
     model._maybe_symbolic_build = lambda *args, **kwargs: None
     attempt(model, data)

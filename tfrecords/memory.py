@@ -12,8 +12,8 @@ def keep_freed_memory():
     """Makes the C library keep freed memory for what is allocated next, instead of giving it back to the system.
 
     A batch of 72 images of 256 x 256 x 3 floats is 57 MB. Given back and asked for anew, its pages are made by the
-    system, filled with zeros, at each batch: 4 microseconds a page of 4 kB on a virtual machine, as long as all the
-    rest of reading takes (recipes/results/input_speed.md). For a whole process, and for good: it stays as large as it
+    system, filled with zeros, at each batch: on a virtual machine 0.8 of the 2.0 ms that a site took there
+    (recipes/results/input_speed.md). For a whole process, and for good: it stays as large as it
     has ever been. The environment does the same, from outside: `MALLOC_MMAP_MAX_=0
     MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=134217728`.
 
