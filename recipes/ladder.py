@@ -3,6 +3,7 @@
     python recipes/ladder.py                                    # quick: five methods, three seeds, two CPU cores
     python recipes/ladder.py --preset full --output runs/full   # all methods, tuned alike: hours
     python recipes/ladder.py --preset ablation                  # ABRA's variants, each beside its random control
+    python recipes/ladder.py --screen painted --data DIR        # real fields or digits, see real_screens.py
 
 Draws synthetic screens, trains every method on each with the same network, data order and rule of convergence
 (`converge.Converge`), and scores id_test and val, and test once, at the end. With `--trials` each method's settings are
@@ -39,6 +40,11 @@ DEVELOPMENT = 1000
 # At least 47 epochs, as many as the embedded screen's ERM was accepted with.
 RULE = {"warmup": 2, "patience": 8, "smooth": 5, "least": 30, "most": 80, "decay": 0.5}
 SCREEN = {"batch_effect": 1.0, "image_size": 48, "treatments": 44, "train": 14, "val": 4, "test": 12}
+REAL = {  # screens of real images; mirrored and turned digits are others
+    "painted": {"screen": {"kind": "painted", "image_size": 48, "treatments": 16}},
+    "mnist-usps": {"screen": {"kind": "mnist-usps", "image_size": 28}, "common": {"augment": "none"}},
+    "usps-mnist": {"screen": {"kind": "usps-mnist", "image_size": 28}, "common": {"augment": "none"}},
+}
 PRESETS = {
     "quick": {
         "methods": ["erm", "arcface", "dsu", "abra_random", "abra"],
@@ -83,7 +89,7 @@ def main(argv=None):
 
 def climb(plan, args, argv):
     """Trains what is missing, and writes the report."""
-    settings = {method: method_settings(method) for method in plan["methods"]}
+    settings = {method: method_settings(method, **plan.get("common", {})) for method in plan["methods"]}
     if plan["trials"]:
         settings = tune(plan, args)
     cells = final_cells(plan, settings)
@@ -101,13 +107,21 @@ def parse(argv):
     parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")
     parser.add_argument("--shift", choices=SHIFTS, help="the one thing in which experiments differ (default: all)")
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")
+    parser.add_argument("--screen", choices=("synthetic", *REAL), default="synthetic", help="what the images are")
+    parser.add_argument("--data", type=Path, help="folder of the real images, of RxRx1's or of the digits")
     parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET)")
     parser.add_argument("--workers", type=int, help="processes, of one core each (default: one a core)")
     args = parser.parse_args(argv)
     for name, least in (("seeds", 1), ("trials", 0), ("train_experiments", 1), ("workers", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}; received {getattr(args, name)}")
-    args.output = args.output or Path("runs") / f"ladder-{args.preset}"
+    real = args.screen != "synthetic"
+    changed = [name for name in ("batch_effect", "shift", "train_experiments") if getattr(args, name) is not None]
+    if real and (changed or args.trials):
+        parser.error(f"--screen {args.screen} takes no --{(changed or ['trials'])[0].replace('_', '-')}")
+    if real != (args.data is not None):
+        parser.error(f"--screen {args.screen} " + ("needs --data" if real else "is drawn: it takes no --data"))
+    args.output = args.output or Path("runs") / "-".join(["ladder", args.preset, *([args.screen] if real else [])])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     args.workers = args.workers or cores
     return args
@@ -123,6 +137,8 @@ def make_plan(args):
     for name, value in (("batch_effect", args.batch_effect), ("train", args.train_experiments)):
         if value is not None:
             plan["screen"][name] = value
+    if args.screen in REAL:
+        plan |= REAL[args.screen] | {"trials": 0}  # the validation plates of one screen are test plates of another
     if args.shift:
         plan["screen"]["batch_effect"] = {args.shift: plan["screen"]["batch_effect"]}
     return plan
@@ -184,7 +200,7 @@ def run_cells(cells, args):
     screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
     start, commit = time.monotonic(), describe_commit()
     with processes(min(args.workers, len(missing))) as run:
-        for _ in run(prepare_screen, [(args.output, screen) for screen in screens.values()]):
+        for _ in run(prepare_screen, [(args.output, screen, args.data) for screen in screens.values()]):
             pass
         for done, line in enumerate(run(finish_cell, [(args.output, cell, commit) for cell in missing]), 1):
             left = (time.monotonic() - start) / done * (len(missing) - done)
@@ -229,8 +245,8 @@ def end_with_parent():
 def prepare_screen(task):
     from ladder_screens import screen_records
 
-    output, screen = task
-    return screen_records(output / "screens", screen)
+    output, screen, data = task
+    return screen_records(output / "screens", screen, data)
 
 
 def finish_cell(task):

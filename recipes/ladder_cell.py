@@ -28,8 +28,8 @@ def run_cell(cell, screens):
 
     Returns:
         dict of plain values: `splits` (accuracy, by well, cell type and experiment), `test_time` (the same of `test`
-        with AdaBN, nearest class and TVN), `embedding` (effective rank and separation of classes on `test`), epochs,
-        steps, seconds.
+        with AdaBN, nearest class and, where there are controls, TVN), `embedding` (effective rank and separation of
+        classes on `test`), epochs, steps, seconds.
     """
     settings, rule = cell["settings"], cell["rule"]
     records = screen_records(screens, cell["screen"])
@@ -92,7 +92,8 @@ def _test_time(records, settings, network, adaptive, test, classes):
     sites, pixels = test
     embed = keras.Model(network.input, network.outputs[1])
     parts = [split_images(records, "train", settings), test]
-    for split in ("train", "test"):
+    controls = any(not row["treatment"] for row in read_manifest(records)["classes"])
+    for split in ("train", "test") if controls else ():
         found, images = split_images(records, split, settings, ("control",))
         negative = (found["well_type"] == "negative_control").to_numpy()
         parts.append((found[negative], images[negative]))
@@ -101,10 +102,10 @@ def _test_time(records, settings, network, adaptive, test, classes):
     experiment = np.concatenate([found["experiment"].to_numpy(str) for found, _ in parts])
     labels = parts[0][0]["label"].to_numpy("int64")
     scores = {"adabn": score(sites, predict_by_group(adaptive, pixels, sites["experiment"]))}
-    for name, embedded in (
-        ("nearest_class", rows),
-        ("tvn", typical_variation(rows, np.arange(len(rows)) >= counts[1], experiment)),
-    ):
+    embeddings = {"nearest_class": rows}
+    if controls:
+        embeddings["tvn"] = typical_variation(rows, np.arange(len(rows)) >= counts[1], experiment)
+    for name, embedded in embeddings.items():
         cosines = nearest_class(embedded[: counts[0]], labels, embedded[counts[0] : counts[1]], classes)
         scores[name] = score(sites, cosines)
     return scores

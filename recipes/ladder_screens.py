@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from contenders.mixup import mixup
+from real_screens import write_digits, write_painted
 
 from tfrecords import (
     batches_across,
@@ -26,24 +27,40 @@ TOGETHER = 4  # experiments in a mini-batch, for penalties between experiments
 BY_GROUP = {"experiment": {"group": "experiment"}, "plate": {"group": "plate", "well_types": ("negative_control",)}}
 
 
-def screen_records(folder, screen):
+def screen_records(folder, screen, data=None):
     """Folder of the records of a screen; drawn and built if they are not there, anew where a kill cut that off.
 
     Args:
         folder: where screens are kept.
         screen: dict with `seed`, `batch_effect` (see `write_screen`), `image_size`, `treatments` and the numbers of
-            experiments `train`, `val` and `test`, dealt to the four cell types in turn.
+            experiments `train`, `val` and `test`, dealt to the four cell types in turn; or with `seed`, `kind` (one of
+            `painted`, `mnist-usps`, `usps-mnist`) and options of `real_screens`.
+        data: folder of the real images, if it must be built of those.
+
+    Raises:
+        ValueError: if there are no such images.
     """
     name = re.sub(r"[^a-z0-9_.]+", "-", "-".join(f"{key}{screen[key]}" for key in sorted(screen)))
     records, pictures = Path(folder) / name / "records", Path(folder) / name / "pictures"
     if not (records / "manifest.json").is_file():
         shutil.rmtree(Path(folder) / name, ignore_errors=True)
-        experiments = {split: _deal(screen[split]) for split in ("train", "val", "test")}
-        options = {key: screen[key] for key in ("seed", "batch_effect", "image_size", "treatments")}
-        write_screen(pictures, experiments=experiments, **options)
-        build_records(pictures, records)
+        build_records(pictures, records, channels=_draw(pictures, screen, data))
         shutil.rmtree(pictures)
     return records
+
+
+def _draw(folder, screen, data):
+    """Writes the pictures; gives the channels they have, None for RxRx1's six."""
+    kind, options = screen.get("kind"), {key: value for key, value in screen.items() if key != "kind"}
+    if kind == "painted":
+        write_painted(folder, data, **options)
+    elif kind is not None:
+        write_digits(folder, data, kind.split("-")[0], **options)
+        return (1,)
+    else:
+        counts = {split: options.pop(split) for split in ("train", "val", "test")}
+        write_screen(folder, experiments={split: _deal(count) for split, count in counts.items()}, **options)
+    return None
 
 
 def _deal(count):
@@ -73,7 +90,7 @@ def training_data(records, settings, seed, classes, experiments):
         training=True,
         seed=seed,
         batches=batches,
-        augment=(augment, gain_and_bias) if settings["augment"] == "gain_and_bias" else augment,
+        augment={"wilds": augment, "gain_and_bias": (augment, gain_and_bias), "none": None}[settings["augment"]],
         normalize=_normalize(records, "train", settings),
         experiment_ids=experiments,
         cache="memory",

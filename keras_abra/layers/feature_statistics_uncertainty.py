@@ -313,12 +313,19 @@ def _check_experiments(structure, num_experiments, groups):
                 f"Received: structure={structure!r}, num_experiments={num_experiments}, experiment_groups={groups}"
             )
         return
-    if not (isinstance(num_experiments, int) and num_experiments >= 1):
+    if not (isinstance(num_experiments, int) and num_experiments >= 2):
         raise ValueError(
-            f"Structure 'domain' needs `num_experiments`, an integer of at least 1. Received: {num_experiments!r}"
+            f"Structure 'domain' is what differs between experiments: `num_experiments` must be an integer of at least "
+            f"2. Received: {num_experiments!r}"
         )
     if groups is not None and (len(groups) != num_experiments or min(groups) < 0):
         raise ValueError(
             f"`experiment_groups` must give one group number >= 0 for each of the {num_experiments} experiments. "
+            f"Received: {groups}"
+        )
+    if groups is not None and len(set(groups)) == num_experiments:
+        raise ValueError(
+            "Structure 'domain' is what differs between experiments of one group, and in `experiment_groups` no two "
+            f"experiments share one: nothing would be perturbed. Leave the argument out, or give fewer groups. "
             f"Received: {groups}"
         )

@@ -280,7 +280,12 @@ def test_statistics_are_float32_under_mixed_precision(policy):
         ({"steps": -1}, "`steps` must be an integer"),
         ({"steps": 1.5}, "`steps` must be an integer"),
         ({"step_size": -0.1}, "`step_size` must be a number"),
-        ({"structure": "domain"}, "needs `num_experiments`"),
+        ({"structure": "domain"}, "`num_experiments` must be an integer of at least 2"),
+        ({"structure": "domain", "num_experiments": 1}, "`num_experiments` must be an integer of at least 2"),
+        (
+            {"structure": "domain", "num_experiments": 2, "experiment_groups": [1, 0]},
+            "nothing would be perturbed.* Received: \\[1, 0\\]",
+        ),
         ({"synchronized": None}, "`synchronized` must be True or False"),
         ({"num_experiments": 3}, "belong to structure 'domain'"),
         (
