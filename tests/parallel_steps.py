@@ -37,10 +37,13 @@ CASES = {
     "clipped": lambda **kw: tiny_model(**kw),
     "uneven": lambda **kw: tiny_model(perturb_after=(), **kw),
     "norm": lambda **kw: tiny_model("low_rank", 2, TWO, tiny_backbone(dropout=0.0)),
+    "own": lambda **kw: tiny_model(
+        "low_rank", 2, TWO, tiny_backbone(dropout=0.0), alignment=own_rows(), layer={"synchronized": False}
+    ),
     "noise": lambda **kw: tiny_model(backbone=smooth(dropout=0.5), embedding_dim=None),
 }
-# Two whole batches; "uneven" ends with one that no two replicas can share evenly; "norm" is about one step.
-SAMPLES = {"uneven": 13, "norm": BATCH}
+# Two whole batches; "uneven" ends with one that no two replicas can share evenly; "norm" and "own" are about one step.
+SAMPLES = {"uneven": 13, "norm": BATCH, "own": BATCH}
 
 
 def smooth(dropout=0.0):
@@ -61,6 +64,10 @@ def smooth(dropout=0.0):
 
 def two_sided(kind, weight):
     return DistributionAlignment(kind, weight=weight, two_sided=True)
+
+
+def own_rows():
+    return DistributionAlignment("mmd", weight=30.0, two_sided=True, synchronized=False)
 
 
 def with_dsu(backbone):

@@ -23,7 +23,7 @@ torch_only = pytest.mark.skipif(BACKEND != "torch", reason="each process is a re
 MISTAKEN = [f"{case}/{mistake}" for mistake, case in MUTANTS.items()]
 if BACKEND == "torch":
     ONE = ["diagonal", "low_rank", "domain", "shared", "coral", "mmd", "dsu", "erm", "clipped", "uneven"]
-    MANY = {"processes": [*ONE, "norm", "noise", "noise/no mistake", *MISTAKEN]}
+    MANY = {"processes": [*ONE, "norm", "own", "noise", "noise/no mistake", *MISTAKEN]}
 else:  # each case is compiled anew
     ONE = ["coral", "mmd", "domain", "dsu"]
     MANY = {"2 devices": [*ONE, *MISTAKEN], "4 devices": ["coral"], "processes": ["coral", "domain"]}
@@ -114,9 +114,25 @@ def test_with_plain_batch_normalization_it_is_the_mean_of_the_replicas_given_the
         step(number)
     monkeypatch.setattr(FeatureStatisticsUncertainty, "uncertainty", given)
     parts = [step(number) for number in range(2)]
-    assert not np.allclose(parts[0]["norm gradient 0"], parts[1]["norm gradient 0"], rtol=0.1)
+    assert_mean_of(parts, many)
+
+
+@torch_only
+def test_not_synchronized_at_all_each_replica_is_a_device_of_its_own(many):
+    parts = []
+    for number in range(2):
+        with injected(number):
+            parts.append(run("own", number, 2))
+    assert_mean_of(parts, many)
+
+
+def assert_mean_of(parts, many):
+    """What each process found is the mean of what two devices find, each by itself."""
+    first, second = parts
+    gradient = next(key for key in first if key.endswith(" gradient 0"))
+    assert not np.allclose(first[gradient], second[gradient], rtol=0.1)
     for found in many["processes"]:
-        assert mismatches(found, {key: (parts[0][key] + parts[1][key]) / 2 for key in parts[0]}) == []
+        assert mismatches(found, {key: (first[key] + second[key]) / 2 for key in first}) == []
 
 
 @torch_only
