@@ -36,7 +36,10 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
     Yields:
         Each task's result, in no particular order.
     """
-    with tqdm(total=total, unit="site", desc=name) as progress, _executor(workers, size) as (executor, most):
+    with (
+        tqdm(total=total, unit="site", desc=name, disable=not total) as progress,
+        _executor(workers, size) as (executor, most),
+    ):
         if executor is None:
             for task, count in tasks:
                 yield function(task)

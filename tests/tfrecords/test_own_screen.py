@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfrecords.build import build_records, main
+from tfrecords.describe import describe_records
 from tfrecords.images import scale_to_bytes
 from tfrecords.listing import list_sites
 from tfrecords.manifest import class_names, read_manifest
@@ -89,6 +90,7 @@ def test_a_table_with_16_bit_files_is_built_verified_and_read_back_equal_to_the_
     manifest = build_records(own, dest, screen=SCREEN)
     assert verify_records(dest) == []
     assert manifest["image_shape"] == [8, 10, 2] and manifest["options"]["intensity"] == "percentile:0.1,99.9"
+    assert "8 x 10 pixels, channels DNA, ER" in describe_records(dest)
     ranges = {(row["plate"], row["channel"]): (row["low"], row["high"]) for row in manifest["intensity"]}
     plates = manifest["names"]["plates"]
     assert plates == {"BR001": 1, "BR002": 2, "Ünïcode": 3} and len(ranges) == 6

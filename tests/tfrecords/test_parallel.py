@@ -46,3 +46,10 @@ def test_an_error_ends_the_work_and_is_raised():
     with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="task 70 is bad"):
         list(run(1000, threads, fail_at_70))
     assert len(begun) < 200
+
+
+def test_nothing_to_do_shows_no_empty_bar(capsys):
+    assert list(run_tasks(abs, [], workers=1, total=0, size=0, name="repair")) == []
+    assert capsys.readouterr().err == ""
+    assert list(run_tasks(abs, [(-1, 1)], workers=1, total=1, size=1, name="repair")) == [1]
+    assert "repair" in capsys.readouterr().err
