@@ -3,6 +3,7 @@
 import collections
 import inspect
 import os
+import types
 from pathlib import Path
 
 import keras
@@ -12,6 +13,9 @@ _FOREIGN = ("model", "_model", "params", "validation_data")
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _CONTAINERS = (dict, *_SEQUENCES)
 _KINDS = {kind.__name__: kind for kind in _SEQUENCES}
+_DICTS = {kind.__name__: kind for kind in (dict, collections.OrderedDict, collections.Counter)}
+_FACTORIES = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}  # of a defaultdict
+_NO_STATE = (types.ModuleType, keras.callbacks.Callback)
 
 
 def read_arguments(callbacks):
@@ -24,7 +28,7 @@ def read_callbacks(callbacks, arguments):
     or has changed since. (Keras's own arguments are none: it changes `min_delta`'s sign when it begins.)
 
     So are stored: EarlyStopping's, ModelCheckpoint's and ReduceLROnPlateau's counters and best values, EarlyStopping's
-    best weights, CSVLogger's columns, and the like of your own.
+    best weights, CSVLogger's columns, and the like of your own. Functions, models and callbacks are none.
 
     Args:
         callbacks: list of callbacks.
@@ -32,23 +36,25 @@ def read_callbacks(callbacks, arguments):
 
     Returns:
         `(state, arrays, lost)`: a list that `json` can write, a dict of NumPy arrays it refers to, and the names
-        `Class.attribute` of lists, dicts and the like of your own callbacks that hold something else.
+        `Class.attribute` of what else your own callbacks hold.
     """
     arrays, states, lost = {}, [], set()
     for i, callback in enumerate(callbacks):
         state, given = {}, arguments.get(id(callback))
         for name, value in vars(callback).items():
             unchanged = given is None or given.get(name) == _plain(value)
+            own = not type(callback).__module__.startswith("keras.")
             if (
                 name in _FOREIGN
                 or (name in _arguments(callback) and unchanged)
-                or name in _arguments_of_keras(callback)
+                # Keras changes some of its own: `min_delta`'s sign, again in each process.
+                or (name in _arguments_of_keras(callback) and (not own or unchanged or name == "min_delta"))
             ):
                 continue
             try:
-                state[name] = _encode(value, arrays, f"callback-{i}-{name}")
+                state[name] = encode(value, arrays, f"callback-{i}-{name}")
             except TypeError:
-                if isinstance(value, _CONTAINERS) and not type(callback).__module__.startswith("keras."):
+                if own and not (callable(value) or isinstance(value, _NO_STATE)):
                     lost.add(f"{type(callback).__name__}.{name}")
         states.append({"class": type(callback).__name__, "state": state})
     return states, arrays, sorted(lost)
@@ -66,7 +72,19 @@ def set_callbacks(callbacks, states, arrays):
     """Sets what `read_callbacks` read, on new callbacks of the same classes in the same order."""
     for callback, stored in zip(callbacks, states, strict=True):
         for name, value in stored["state"].items():
-            setattr(callback, name, _decode(value, arrays))
+            held = getattr(callback, name, None)
+            if isinstance(held, keras.Variable):
+                held.assign(decode(value, arrays))
+            else:
+                setattr(callback, name, decode(value, arrays))
+
+
+def settle_direction(callbacks):
+    """Lets callbacks that keep a best value find out whether more or less is better: Keras does so at the end of their
+    first epoch, and then compares at a batch before, if the value is one that was restored."""
+    for callback in callbacks:
+        if getattr(callback, "best", None) is not None and getattr(callback, "monitor_op", callback) is None:
+            callback._set_monitor_op()
 
 
 def callback_files(callbacks):
@@ -117,33 +135,70 @@ def _plain(value):
     """A plain value, or a text that tells when a container has changed; None for all else."""
     if isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.ndarray):
+        return repr((value.shape, value.dtype, value.tobytes()))
     return repr(value) if isinstance(value, _CONTAINERS) else None
 
 
-def _encode(value, arrays, name):
-    if value is None or isinstance(value, bool | int | float | str):
+def encode(value, arrays, name):
+    """A value as `json` can write it, its arrays put into `arrays` under names that begin with `name`.
+
+    Raises:
+        TypeError: for a value, or one inside of it, that is none of those that can be stored.
+    """
+    if type(value) in (type(None), bool, int, float, str):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        arrays[name] = value
-        return {"array": name}
+    if isinstance(value, keras.Variable):
+        value = keras.ops.convert_to_numpy(value.value)
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        arrays[name] = np.array(value)
+        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    if isinstance(value, np.random.Generator):
+        return {"generator": encode(value.bit_generator.state, arrays, name)}
     if type(value) in _SEQUENCES:
-        items = [_encode(v, arrays, f"{name}-{i}") for i, v in enumerate(value)]
+        items = [encode(v, arrays, f"{name}-{i}") for i, v in enumerate(value)]
         more = {"most": value.maxlen} if isinstance(value, collections.deque) else {}
         return {type(value).__name__: items, **more}
-    if isinstance(value, dict) and all(isinstance(k, bool | int | float | str | None) for k in value):
-        return {"dict": [[k, _encode(v, arrays, f"{name}-{i}")] for i, (k, v) in enumerate(value.items())]}
+    plain = isinstance(value, dict) and all(isinstance(k, bool | int | float | str | None) for k in value)
+    if plain and (type(value) in _DICTS.values() or _factory(value)):
+        items = [[k, encode(v, arrays, f"{name}-{i}")] for i, (k, v) in enumerate(value.items())]
+        return {"defaultdict": items, "factory": _factory(value)} if _factory(value) else {type(value).__name__: items}
     raise TypeError(type(value))
 
 
-def _decode(value, arrays):
+def decode(value, arrays):
+    """What `encode` was given."""
     if not isinstance(value, dict):
         return value
-    if "array" in value:
-        return arrays[value["array"]]
-    if "dict" in value:
-        return {k: _decode(v, arrays) for k, v in value["dict"]}
-    ((kind, items),) = ((k, v) for k, v in value.items() if k != "most")
-    items = [_decode(v, arrays) for v in items]
+    ((kind, held),) = ((k, v) for k, v in value.items() if k not in ("most", "factory"))
+    match kind:
+        case "array":
+            return arrays[held]
+        case "scalar":
+            return arrays[held][()]
+        case "bytes":
+            return bytes.fromhex(held)
+        case "path":
+            return Path(held)
+        case "generator":
+            state = decode(held, arrays)
+            bits = getattr(np.random, state["bit_generator"])()
+            bits.state = state
+            return np.random.Generator(bits)
+        case "defaultdict":
+            return collections.defaultdict(_FACTORIES[value["factory"]], ((k, decode(v, arrays)) for k, v in held))
+        case name if name in _DICTS:
+            return _DICTS[name]({k: decode(v, arrays) for k, v in held})
+    items = [decode(v, arrays) for v in held]
     return collections.deque(items, value["most"]) if kind == "deque" else _KINDS[kind](items)
+
+
+def _factory(value):
+    """Name of what a defaultdict makes; None for anything else."""
+    name = getattr(getattr(value, "default_factory", None), "__name__", None)
+    known = type(value) is collections.defaultdict and _FACTORIES.get(name) is value.default_factory
+    return name if known else None

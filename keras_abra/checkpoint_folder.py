@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -55,7 +56,7 @@ def write_checkpoint(folder, arrays, state, files=None, keep=2):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     known = _numbered(folder)
-    number = int(known[-1].name) + 1 if known else 1
+    number = 1 + max((int(p.name) for p in folder.iterdir() if _is_number(p.name)), default=0)
     path = folder / f"{number:08d}"
     temporary = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
@@ -95,6 +96,7 @@ def read_checkpoint(folder, clean=True):
 
     Raises:
         ValueError: if there are checkpoints, and all are damaged.
+        OSError: if one cannot be read for now (permission, a network's fault): nothing is removed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -119,7 +121,11 @@ def read_checkpoint(folder, clean=True):
 
 
 def _numbered(folder):
-    return sorted(p for p in folder.iterdir() if p.name.isdigit() and len(p.name) == 8 and p.is_dir())
+    return sorted(p for p in folder.iterdir() if _is_number(p.name) and p.is_dir())
+
+
+def _is_number(name):
+    return name.isdigit() and len(name) == 8
 
 
 def _remove(path):
@@ -129,11 +135,15 @@ def _remove(path):
 
 
 def _fault(path):
-    """What is wrong with a checkpoint; None if it is whole."""
+    """What is wrong with a checkpoint; None if it is whole.
+
+    Raises:
+        OSError: if that cannot be told, because a file that is there cannot be read.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_MISSING, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json: {type(error).__name__}"
     if not {"arrays.npz", "state.json"} <= expected.keys():
         return "manifest.json names no arrays.npz or state.json"
@@ -143,7 +153,7 @@ def _fault(path):
                 return f"{name} has {(path / name).stat().st_size} bytes, expected {size}"
             if _sha256(path / name) != checksum:
                 return f"{name} has another checksum"
-        except OSError as error:
+        except _MISSING as error:
             return f"{name}: {error.strerror}"
     return None
 
@@ -157,8 +167,8 @@ def _read(path):
 
 
 def _plain(array):
-    """As a type that NumPy writes: bfloat16 and its like are stored as integers of their size."""
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
+    """As a type that NumPy writes: bfloat16 and its like, of another package, are integers of their size."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.isbuiltin == 2 else array
 
 
 def _typed(array, dtype):

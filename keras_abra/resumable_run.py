@@ -1,4 +1,5 @@
 import contextlib
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -9,11 +10,14 @@ import keras
 from keras_abra import backend, run_state
 from keras_abra.callback_state import (
     callback_files,
+    decode,
     describe_callbacks,
+    encode,
     read_arguments,
     read_callbacks,
     restore_files,
     set_callbacks,
+    settle_direction,
 )
 from keras_abra.checkpoint_folder import read_checkpoint, write_checkpoint
 from keras_abra.same_run import check_same_run, describe_run
@@ -67,14 +71,16 @@ class ResumableRun(keras.callbacks.Callback):
         folder: where the checkpoints stand.
         every: steps between checkpoints inside an epoch; None for none. Needs `parts`.
         callbacks: callbacks whose state is kept: `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, `CSVLogger`
-            and your own (attributes that hold plain values or NumPy arrays, in lists, dicts, sets and the like; a
-            warning names what cannot be stored). They are called by this one; do not give them to `fit` a second time.
+            and your own (attributes that hold plain values, NumPy arrays and generators or Keras variables, in lists,
+            dicts, sets and the like; a warning names what cannot be stored). They are called by this one; do not give
+            them to `fit` a second time. What callbacks outside log is in the `History` of this call of `fit` alone.
         options: dict, as `json` writes it, of what must not change when the run goes on and the model does not show:
             seed, batch size, checksum of the data's manifest.
 
     Raises:
         ValueError: if the checkpoints in `folder` are of another run (naming what differs), or all damaged, or if the
-            data do not begin where the run goes on.
+            data do not begin where the run goes on; under `MultiWorkerMirroredStrategy`, whose processes cannot agree
+            on a checkpoint here (several processes of JAX or torch can).
         OSError: if there is no space for a checkpoint; the one before stays.
     """
 
@@ -85,11 +91,15 @@ class ResumableRun(keras.callbacks.Callback):
         super().__init__()
         if every is not None and not (isinstance(every, int) and every >= 1):
             raise ValueError(f"`every` must be a number of steps, 1 or more, or None. Received: {every!r}")
+        try:
+            json.dumps(options)
+        except TypeError as error:
+            raise ValueError(f"`options` must be what `json` writes ({error}). Received: {options!r}") from None
         self.folder, self.every, self.options = Path(folder), every, options
         self.callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
         self._arguments, self._lost = read_arguments(self.callbacks), None
         self._part = self._steps = self._description = None
-        self._termination = Termination(self.GRACE, self.EXIT_CODE, self._last)
+        self._termination = Termination(self.GRACE, self.EXIT_CODE, self._last, self._is_inside_fit)
         self._training = False
         self._forget()
 
@@ -146,6 +156,8 @@ class ResumableRun(keras.callbacks.Callback):
             callback.set_params(params)
 
     def set_model(self, model):
+        if model is not self._model:
+            self._description = None
         super().set_model(model)
         for callback in self.callbacks:
             callback.set_model(model)
@@ -156,8 +168,17 @@ class ResumableRun(keras.callbacks.Callback):
                 f"every={self.every} saves inside an epoch, and a run that goes on there must be given the rest of its "
                 "data: call fit in `for part in run.parts(epochs=...):` with data that begin at part.start."
             )
+        if keras.backend.backend() == "tensorflow" and backend.process_count(self.model) > 1:
+            raise ValueError(
+                "A ResumableRun does not work with the several processes of MultiWorkerMirroredStrategy: each would "
+                "write checkpoints of its own. Train in several processes of JAX or torch, or on one machine."
+            )
         self._forget()
         self._build()
+        for path in callback_files(self.callbacks).values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not backend.process_index():
+            self.folder.mkdir(parents=True, exist_ok=True)  # what cannot be is said before an epoch
         if self._description is None:
             self._description = describe_run(self.model, self.options)
             self._description["callbacks"] = describe_callbacks(self.callbacks)
@@ -213,6 +234,7 @@ class ResumableRun(keras.callbacks.Callback):
             self._replay = None
             self._leave_if_asked(save=False)
             return
+        settle_direction(self.callbacks)
         for callback in self.callbacks:
             callback.on_train_batch_end(self._first + batch, logs)
         self._logs = logs
@@ -230,18 +252,19 @@ class ResumableRun(keras.callbacks.Callback):
         self._epochs.append(epoch)
         for name, value in (logs or {}).items():
             self._rows.setdefault(name, []).append(value)
-        self._steps = self._step
         self._stopped = bool(self.model.stop_training)
+        self._steps = self._length() or (None if self._stopped else self._step)  # it may have stopped inside
         self._save(epoch + 1, 0)
         self._leave_if_asked(save=False)
 
     def on_train_end(self, logs=None):
         self._training = False
-        self.close()
         self.model._initial_epoch = None
         self._set_history()
         for callback in self.callbacks:
             callback.on_train_end(logs)
+        self._leave_if_asked(save=False)
+        self.close()
 
     def on_test_begin(self, logs=None):
         if self._training:  # validation clears the metrics of the epoch
@@ -272,11 +295,17 @@ class ResumableRun(keras.callbacks.Callback):
         arrays = {**run_state.read_values(self.model, groups), **(metrics or {})}
         generators, more = run_state.read_generators()
         states, values, lost = read_callbacks(self.callbacks, self._arguments)
+        history = {}
+        for name, row in self._rows.items():
+            try:
+                history[name] = encode(row, values, f"history-{name}")
+            except TypeError:
+                lost = [*lost, f"logs {name!r}"]
         if lost and lost != self._lost:
             self._lost = lost
             warnings.warn(
-                f"Checkpoints lack {', '.join(lost)} of the callbacks: expected plain values and arrays in lists, "
-                "dicts and the like.",
+                f"Checkpoints lack {', '.join(lost)} of the callbacks: expected plain values, NumPy arrays and "
+                "generators and Keras variables, in lists, dicts and the like.",
                 stacklevel=2,
             )
         state = {
@@ -286,7 +315,7 @@ class ResumableRun(keras.callbacks.Callback):
             "steps": self._length() if step else self._steps,
             "stopped": self._stopped,
             "logs": _floats(self._logs) if step else None,
-            "history": self._rows,
+            "history": history,
             "epochs": self._epochs,
             "generators": generators,
             "callbacks": states,
@@ -302,14 +331,14 @@ class ResumableRun(keras.callbacks.Callback):
         set_callbacks(self.callbacks, state["callbacks"], arrays)
         if not backend.process_index():
             restore_files(self.callbacks, found.files)
-        self._rows = {name: list(values) for name, values in state["history"].items()}
+        self._rows = {name: decode(row, arrays) for name, row in state["history"].items()}
         self._epochs, self._steps, self._stopped = list(state["epochs"]), state["steps"], state["stopped"]
         self._set_history()
 
     def _set_history(self):
         history = getattr(self.model, "history", None)
         if isinstance(history, keras.callbacks.History):
-            history.history = {name: list(values) for name, values in self._rows.items()}
+            history.history |= {name: list(values) for name, values in self._rows.items()}
             history.epoch = list(self._epochs)
 
     def _build(self):
@@ -345,6 +374,14 @@ class ResumableRun(keras.callbacks.Callback):
         if backend.process_index():
             saved = "checkpoints are the first process's"
         return f"left in epoch {self._epoch} before step {self._step}; {saved}. Start the same again to go on."
+
+    def _is_inside_fit(self, frame):
+        """Whether `fit` is running; after an error in it nothing of this is called any more."""
+        while frame is not None:
+            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self.model:
+                return True
+            frame = frame.f_back
+        return False
 
     def _leave_if_asked(self, save, metrics=None):
         if self._termination.asked:

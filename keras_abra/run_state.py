@@ -67,11 +67,14 @@ def set_values(model, arrays, groups=GROUPS):
 
 
 def learning_rate(model, arrays):
-    """The optimizer's learning rate in what `read_values` read; None if it follows a schedule."""
+    """The optimizer's learning rate in what `read_values` read, of one within a loss scale that of the inner one; None
+    if it follows a schedule."""
+    rate = None
     for i, variable in enumerate(variables(model)["optimizer"]):
-        if variable.path.split("/")[-1] == "learning_rate" and f"optimizer-{i}-0" in arrays:
-            return float(arrays[f"optimizer-{i}-0"])
-    return None
+        stored = arrays.get(f"optimizer-{i}-0")
+        if variable.path.split("/")[-1] == "learning_rate" and stored is not None and stored.ndim == 0:
+            rate = float(stored)  # the inner one comes last
+    return rate
 
 
 def read_generators():

@@ -17,6 +17,7 @@ def describe_run(model, options):
     description = {
         "option": options or {},
         "backend": keras.backend.backend(),
+        "processes": backend.process_count(model),
         "replicas": mesh or max(backend.replicas(), getattr(strategy, "num_replicas_in_sync", 1)),
         "model": _config(lambda: keras.saving.serialize_keras_object(model)["config"]),
         "compile": _config(model.get_compile_config),
@@ -37,7 +38,8 @@ def check_same_run(stored, now, folder, rate=None):
     Raises:
         ValueError: naming the first differences.
     """
-    differences = [d for d in _differences(stored, now, "") if rate is None or d != _moved(stored, now, rate)]
+    moved = [_moved(stored, now, rate, inner) for inner in ("", "inner_optimizer config ")] if rate is not None else []
+    differences = [d for d in _differences(stored, now, "") if d not in moved]
     if differences:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ValueError(
@@ -46,9 +48,9 @@ def check_same_run(stored, now, folder, rate=None):
         )
 
 
-def _moved(stored, now, rate):
+def _moved(stored, now, rate, inner):
     """The difference of a learning rate that is that of the checkpoint; None if there is none or it is another's."""
-    name, values = "compile optimizer config learning_rate", [stored, now]
+    name, values = f"compile optimizer config {inner}learning_rate", [stored, now]
     for key in name.split():
         values = [value.get(key) if isinstance(value, dict) else None for value in values]
     if not isinstance(values[1], int | float) or abs(values[1] - rate) > 1e-6 * abs(rate):
@@ -59,7 +61,7 @@ def _moved(stored, now, rate):
 def _config(get):
     try:
         return _without_counts(get())
-    except (NotImplementedError, TypeError, ValueError):  # a model of one's own that cannot be saved
+    except (AttributeError, NotImplementedError, TypeError, ValueError):  # a model of one's own that cannot be saved
         return None
 
 

@@ -11,7 +11,8 @@ class SkipNonFinite(keras.callbacks.Callback):
     After such a step weights, optimizer, moving statistics, running means, ramp, metrics and the seeds of all noise are
     as if it had not been; the data go on, so that the next batch meets the noise that was meant for this one. The log
     `skipped` has the number of such steps in the epoch. A warning names epoch and step. An overflow of float16, which
-    a loss scale answers by itself, does not count. In a `ResumableRun` it belongs among the callbacks of that.
+    a loss scale answers by itself, does not count. With `steps_per_execution`, those of one execution count as in a
+    row, and its last step is named. In a `ResumableRun` it belongs among the callbacks of that.
 
     Args:
         most: so many in a row are let pass, one more stops. Default 10.

@@ -12,10 +12,12 @@ class Termination:
         grace: seconds from the signal after which the process ends at once, if the question was not asked.
         code: exit code.
         explain: function that gives the text printed on leaving.
+        alive: function of a stack frame, that of the main thread when the signal comes: whether the question will be
+            asked at all. If not, the signal does what it did before. Default: it will.
     """
 
-    def __init__(self, grace, code, explain):
-        self.grace, self.code, self.explain = grace, code, explain
+    def __init__(self, grace, code, explain, alive=None):
+        self.grace, self.code, self.explain, self.alive = grace, code, explain, alive
         self._before = self._timer = None
         self.asked = False
 
@@ -45,6 +47,10 @@ class Termination:
         raise SystemExit(self.code)
 
     def _note(self, number, frame):
+        if self.alive is not None and not self.alive(frame):
+            self.release()
+            os.kill(os.getpid(), number)
+            return
         self.asked = True
         if self._timer is None:
             self._timer = threading.Timer(self.grace, self._give_up)

@@ -24,7 +24,7 @@ CUT = 96  # pixels of a field that an image shows: two or three cells across
 DIGIT = 28
 
 
-def write_painted(folder, images, seed=0, image_size=48, treatments=16, sites=8, test_sites=16):
+def write_painted(folder, images, seed=0, image_size=48, treatments=8, sites=16, test_sites=32):
     """Writes a screen of painted phenotypes.
 
     Treatment k does one of the eight operations of `OPERATIONS` to one channel of the field. Which two of the four

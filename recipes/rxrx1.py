@@ -159,7 +159,8 @@ def parse(argv):
         "--on-nan",
         choices=("stop", "skip"),
         default="stop",
-        help="at a loss or gradient that is not finite: stop (default), or leave the step out, at most 10 in a row",
+        help="at a loss or gradient that is not finite: stop (default), or leave it out, at most 10 in a row; not to "
+        "be changed with --resume",
     )
     parser.add_argument(
         "--backbone", help="tiny_resnet or a model of keras.applications (default: tiny_resnet, ResNet50 with --data)"

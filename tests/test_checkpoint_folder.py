@@ -34,6 +34,38 @@ def test_no_checkpoint_yet(tmp_path):
     assert read_checkpoint(tmp_path) is None and read_checkpoint(tmp_path / "none") is None
 
 
+def test_arrays_of_text_of_fields_and_of_times_are_read_back(tmp_path):
+    arrays = {
+        "text": np.array(["abc", "d"]),
+        "fields": np.zeros(3, [("a", "f4"), ("b", "i8")]),
+        "days": np.array(["2020-01-01"], "M8[D]"),
+        "big": np.arange(3, dtype=">f4"),
+    }
+    write_checkpoint(tmp_path, arrays, {})
+    for name, array in read_checkpoint(tmp_path).arrays.items():
+        assert array.dtype == arrays[name].dtype and array.tobytes() == arrays[name].tobytes()
+
+
+def test_what_cannot_be_read_for_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    paths = [write(tmp_path, n) for n in range(2)]
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_folder, "_sha256", refuse)
+        with pytest.raises(PermissionError, match="00000002"):
+            read_checkpoint(tmp_path)
+    assert sorted(tmp_path.iterdir()) == paths and read_checkpoint(tmp_path).state == {"n": 1}
+
+
+def test_a_file_that_has_the_name_of_the_next_one_is_left_alone(tmp_path):
+    write(tmp_path, 0)
+    (tmp_path / "00000002").write_text("mine")
+    assert write(tmp_path, 1).name == "00000003" and read_checkpoint(tmp_path).state == {"n": 1}
+    assert (tmp_path / "00000002").read_text() == "mine"
+
+
 def test_the_last_two_are_kept(tmp_path):
     paths = [write(tmp_path, n) for n in range(4)]
     assert sorted(tmp_path.iterdir()) == paths[2:]

@@ -18,6 +18,8 @@ def test_processes_take_the_step_of_one_device(number, tmp_path):
     files = [tmp_path / f"{rank}.npz" for rank in range(number)]
     codes, texts = run_together([["-m", "tests.worker", file, *ports] for file in files])
     assert codes == [0] * number, "\n".join(text[-2000:] for text in texts)
+    for text in texts:
+        assert ("refused: A ResumableRun does not work with the several processes" in text) == (number == 2)
     expected = worker.results(worker.make_strategy([]))
     names = [name for name in expected if name.startswith("gradient")]
     for found in map(np.load, files):

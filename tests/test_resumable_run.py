@@ -204,12 +204,28 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path):
 class Diary(keras.callbacks.Callback):
     """State in an argument, and in containers of every kind."""
 
-    def __init__(self, count=0, places=("a",)):
+    def __init__(self, count=0, places=("a",), sums=None):
         super().__init__()
-        self.count, self.places = count, places
+        self.count, self.places, self.sums = count, places, np.zeros(2, "float32") if sums is None else sums
         self.losses, self.last, self.seen, self.pair = {}, collections.deque(maxlen=2), set(), (1, 2)
+        self.counter, self.order = collections.Counter(), collections.OrderedDict()
+        self.lists, self.noise = collections.defaultdict(list), np.random.default_rng(3)
+        self.mean, self.variable, self.raw = np.float32(0), keras.Variable(0.0, dtype="float32"), b""
+        self.texts, self.rows, self.file = np.array(["a"]), np.zeros(1, [("a", "f4"), ("b", "i8")]), None
 
     def on_epoch_end(self, epoch, logs=None):
+        self.sums = self.sums + np.float32(logs["loss"])
+        self.counter[f"epoch {epoch}"] += 1
+        self.order[epoch] = str(epoch)
+        self.order.move_to_end(epoch, last=False)
+        self.lists[epoch // 2].append(epoch)
+        self.mean = self.mean * np.float32(0.9) + np.float32(logs["loss"])
+        self.variable.assign_add(self.noise.random())
+        self.raw += bytes([epoch])
+        self.texts = np.append(self.texts, f"epoch {epoch}")
+        self.rows["a"] += self.mean
+        self.file = Path("logs") / str(epoch)
+        logs["noise"], logs["vector"] = self.noise.random(), np.full(2, self.mean)
         self.count += 1
         self.losses[epoch] = logs["loss"]
         self.last.append(epoch)
@@ -217,24 +233,166 @@ class Diary(keras.callbacks.Callback):
         self.pair = (self.pair[1], epoch)
 
 
-def test_own_callbacks_keep_what_they_have_counted(tmp_path):
-    diaries = []
-    for epochs in (3, 5):
-        diaries.append(Diary())
-        run = ResumableRun(tmp_path, callbacks=diaries[-1])
-        plain_model().fit(*arrays(), epochs=epochs, batch_size=8, verbose=0, shuffle=False, callbacks=[run])
-    diary = diaries[1]
+def test_own_callbacks_keep_what_they_have_counted(tmp_path, recwarn):
+    def fit(folder, epochs):
+        diary = Diary()
+        run = ResumableRun(folder, callbacks=diary)
+        history = plain_model().fit(*arrays(), **FIT, epochs=epochs, callbacks=[run]).history
+        return diary, history
+
+    whole, expected = fit(tmp_path / "whole", 5)
+    first, _ = fit(tmp_path / "parts", 3)
+    diary, history = fit(tmp_path / "parts", 5)
     assert (diary.count, diary.places, diary.seen) == (5, ("a",), {0, 1, 2, 3, 4})
-    assert [*diary.losses] == [0, 1, 2, 3, 4] and {**diary.losses, **diaries[0].losses} == diary.losses
+    assert [*diary.losses] == [0, 1, 2, 3, 4] and {**diary.losses, **first.losses} == diary.losses
     assert (diary.last, diary.last.maxlen, diary.pair) == (collections.deque([3, 4]), 2, (3, 4))
+    for name in set(vars(diary)) - {"_model", "params", "validation_data"}:
+        mine, theirs = getattr(diary, name), getattr(whole, name)
+        assert type(mine) is type(theirs), name
+        if name == "noise":
+            mine, theirs = mine.random(), theirs.random()
+        if name == "variable":
+            mine, theirs = float(mine.value), float(theirs.value)
+        np.testing.assert_array_equal(mine, theirs, err_msg=name)
+    assert diary.mean.dtype == "float32" and diary.rows["a"].any()
+    np.testing.assert_equal(history, expected)
+    assert not [str(warning.message) for warning in recwarn if "Checkpoints lack" in str(warning.message)]
 
 
 def test_state_that_cannot_be_stored_is_named(tmp_path):
     diary = Diary()
-    diary.losses["model"] = object()
+    diary.losses["model"], diary.handle, diary.function = object(), object(), print
     run = ResumableRun(tmp_path, callbacks=[diary])
-    with pytest.warns(UserWarning, match=r"Checkpoints lack Diary.losses of the callbacks"):
+    with pytest.warns(UserWarning, match=r"Checkpoints lack Diary.handle, Diary.losses of the callbacks"):
         plain_model().fit(*arrays(), verbose=0, shuffle=False, callbacks=[run])
+
+
+class Patient(keras.callbacks.EarlyStopping):
+    """Changes an argument of its base class."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self.patience += 1
+
+
+def test_an_argument_of_keras_that_a_subclass_changes_is_state(tmp_path):
+    def patience(epochs):
+        patient = Patient("loss", patience=3, min_delta=0.5)
+        plain_model().fit(*arrays(), **FIT, epochs=epochs, callbacks=[ResumableRun(tmp_path, callbacks=[patient])])
+        return patient.patience, patient.min_delta
+
+    assert patience(2) == (5, -0.5) and patience(4) == (7, -0.5)
+
+
+def test_logs_of_vectors_and_a_checkpoint_of_the_best_after_some_batches(tmp_path):
+    image = keras.Input((4,))
+    (x, y), labels = arrays(), np.eye(2, dtype="float32")
+
+    def fit(folder, stop=None):
+        keras.utils.set_random_seed(1)
+        model = keras.Model(image, keras.layers.Dense(2, activation="softmax")(image))
+        model.compile("adam", "categorical_crossentropy", metrics=[keras.metrics.F1Score()])
+        best = keras.callbacks.ModelCheckpoint(folder / "best.keras", "loss", save_best_only=True, save_freq=2)
+        run = ResumableRun(folder / "c", callbacks=[best])
+        given = [run] if stop is None else [run, Interrupt(*stop)]
+        try:
+            history = model.fit(x, labels[y], **FIT, epochs=4, callbacks=given).history
+        finally:
+            run.close()
+        return history, best.best
+
+    expected, best = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", stop=(2, 1))
+    history, again = fit(tmp_path / "cut")
+    np.testing.assert_equal(history, expected)
+    assert again == best and np.shape(expected["f1_score"]) == (4, 2)
+
+
+class StopInside(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            self.model.stop_training = True
+
+
+def test_a_run_that_was_ended_inside_an_epoch_is_at_its_end_again(tmp_path):
+    def fit():
+        run = ResumableRun(tmp_path, callbacks=[StopInside()])
+        return plain_model().fit(*arrays(), **FIT, epochs=4, callbacks=[run]).history
+
+    assert len(fit()["loss"]) == 1 and fit() == fit()
+
+
+class LogsMore(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        logs["more"] = epoch
+
+
+def test_what_callbacks_outside_log_stays_in_the_history(tmp_path):
+    history = plain_model().fit(*arrays(), **FIT, epochs=3, callbacks=[ResumableRun(tmp_path), LogsMore()]).history
+    assert history["more"] == [0, 1, 2] and len(history["loss"]) == 3
+
+
+def test_folders_that_are_not_there_are_made_and_what_cannot_be_is_said_at_once(tmp_path):
+    log = keras.callbacks.CSVLogger(tmp_path / "runs" / "a" / "history.csv")
+    plain_model().fit(*arrays(), **FIT, callbacks=[ResumableRun(tmp_path / "runs" / "a" / "c", callbacks=[log])])
+    assert len(pd.read_csv(tmp_path / "runs" / "a" / "history.csv")) == 1
+    (tmp_path / "file").write_text("mine")
+    begun = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begun.append(epoch))
+    with pytest.raises(FileExistsError, match="file"):
+        plain_model().fit(*arrays(), **FIT, callbacks=[watch, ResumableRun(tmp_path / "file")])
+    assert begun == []
+    with pytest.raises(ValueError, match="`options` must be what `json` writes"):
+        ResumableRun(tmp_path, options={"data": tmp_path})
+
+
+def test_one_run_given_another_model_is_checked_anew(tmp_path):
+    run = ResumableRun(tmp_path)
+    plain_model().fit(*arrays(), **FIT, callbacks=[run])
+    with pytest.raises(ValueError, match="units is 3 in the checkpoint and 4 now"):
+        plain_model(units=4).fit(*arrays(), **FIT, epochs=2, callbacks=[run])
+
+
+def test_another_kind_of_learning_rate_is_named(tmp_path):
+    def fit(rate):
+        model = plain_model()
+        model.compile(keras.optimizers.Adam(rate), model.loss)
+        model.fit(*arrays(), **FIT, callbacks=[ResumableRun(tmp_path)])
+
+    fit(keras.optimizers.schedules.CosineDecay(0.1, 9))
+    with pytest.raises(ValueError, match="of another run: compile optimizer config learning_rate is .*CosineDecay"):
+        fit(0.1)
+
+
+class KillAtEnd(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.at = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_signal_behind_the_last_save_of_an_epoch_is_not_lost(tmp_path, epoch):
+    with pytest.raises(SystemExit, match="75"):
+        plain_model().fit(*arrays(), **FIT, epochs=3, callbacks=[ResumableRun(tmp_path), KillAtEnd(epoch)])
+    history = plain_model().fit(*arrays(), **FIT, epochs=3, callbacks=[ResumableRun(tmp_path)])
+    assert history.epoch == [0, 1, 2]
+
+
+def test_after_an_error_in_fit_the_signal_does_again_what_it_did(tmp_path):
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda *args: got.append(args[0]))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            plain_model().fit(*arrays(), **FIT, epochs=2, callbacks=[ResumableRun(tmp_path), Interrupt(1, 1)])
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert got == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +416,15 @@ def test_other_callbacks_are_refused_and_nothing_is_touched(callbacks, tmp_path)
     assert (tmp_path / "log.csv").read_text() == "epoch\n0\n"
 
 
-def test_a_model_whose_rate_a_callback_has_lowered_goes_on_and_another_rate_is_refused(tmp_path):
-    model = plain_model()
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_model_whose_rate_a_callback_has_lowered_goes_on_and_another_rate_is_refused(scaled, tmp_path):
+    def make():
+        model = plain_model()
+        if scaled:
+            model.compile(keras.optimizers.LossScaleOptimizer(model.optimizer), model.loss)
+        return model
+
+    model = make()
 
     def fit(model, epochs):
         lower = keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=10.0)
@@ -268,8 +433,8 @@ def test_a_model_whose_rate_a_callback_has_lowered_goes_on_and_another_rate_is_r
 
     assert fit(model, 3) == [0, 1, 2] and float(model.optimizer.learning_rate) < 0.05
     assert fit(model, 4) == [0, 1, 2, 3]  # the same object, in a notebook
-    assert fit(plain_model(), 5) == [0, 1, 2, 3, 4]
-    other = plain_model()
+    assert fit(make(), 5) == [0, 1, 2, 3, 4]
+    other = make()
     other.optimizer.learning_rate = 0.03
     with pytest.raises(ValueError, match="learning_rate is 0.1.* in the checkpoint and 0.0(3|29)"):
         fit(other, 6)
@@ -327,7 +492,7 @@ def test_a_step_that_does_not_end_does_not_hold_the_process(tmp_path):
     child = os.fork()
     if child == 0:
         sys.stderr = open(tmp_path / "said", "w")
-        run._termination.grace = 0.2
+        run._termination.grace, run._termination.alive = 0.2, None
         run._termination.catch()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)

@@ -71,6 +71,20 @@ def test_nothing_is_left_out_without_need():
         np.testing.assert_allclose(values[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+def test_the_steps_left_out_are_counted_beside_a_validation():
+    with pytest.warns(UserWarning, match="step 1"):
+        history = (
+            compiled()
+            .fit(
+                Batches(batches(bad=(1,))),
+                validation_data=Batches(batches(bad=(), count=1)),
+                **{"verbose": 0, "shuffle": False, "epochs": 2, "callbacks": [SkipNonFinite()]},
+            )
+            .history
+        )
+    assert history["skipped"] == [1.0, 1.0]
+
+
 def test_more_in_a_row_than_allowed_stop():
     with pytest.warns(UserWarning, match="step 2"):
         fit(batches(bad=(0, 2, 3), count=5), SkipNonFinite(most=2))

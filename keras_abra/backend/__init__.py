@@ -22,7 +22,8 @@ fold_in_replica, global_rows, global_sum = chosen.fold_in_replica, chosen.global
 linearize, replicas, devices = chosen.linearize, chosen.replicas, chosen.devices
 replica_values, set_replica_values = chosen.replica_values, chosen.set_replica_values
 generator_state, set_generator_state = chosen.generator_state, chosen.set_generator_state
-process_index, wait_for_processes = chosen.process_index, chosen.wait_for_processes
+process_count, process_index = chosen.process_count, chosen.process_index
+wait_for_processes = chosen.wait_for_processes
 
 __all__ = [
     "Replicated",
@@ -33,6 +34,7 @@ __all__ = [
     "global_rows",
     "global_sum",
     "linearize",
+    "process_count",
     "process_index",
     "replica_values",
     "replicas",

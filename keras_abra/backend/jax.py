@@ -74,6 +74,11 @@ def process_index():
     return jax.process_index()
 
 
+def process_count(model):
+    """Number of processes that train the model together."""
+    return jax.process_count()
+
+
 def wait_for_processes():
     """Returns when all processes that train together have come here."""
     if jax.process_count() > 1:

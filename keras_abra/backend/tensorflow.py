@@ -105,6 +105,13 @@ def process_index():
     return getattr(tf.distribute.get_strategy().cluster_resolver, "task_id", 0) or 0
 
 
+def process_count(model):
+    """Number of processes that train the model together."""
+    resolver = model.distribute_strategy.cluster_resolver
+    workers = resolver.cluster_spec().as_dict() if resolver else {}
+    return max(sum(len(workers.get(job, ())) for job in ("chief", "worker")), 1)
+
+
 def wait_for_processes():
     """Nothing: a strategy's processes go on together by themselves."""
 

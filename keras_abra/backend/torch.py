@@ -132,6 +132,11 @@ def process_index():
     return dist.get_rank() if replicas() > 1 else 0
 
 
+def process_count(model):
+    """Number of processes that train the model together."""
+    return replicas()
+
+
 def wait_for_processes():
     """Returns when all processes that train together have come here."""
     if replicas() > 1:
@@ -224,6 +229,12 @@ class Replicated:
 
 class Trainer(Replicated):
     """The part of `ABRAModel` that torch's `fit` calls."""
+
+    def get_metrics_result(self):
+        """As Keras's, in tensors of their own: a sum's result is its variable, which validation resets before the logs
+        of the epoch are kept."""
+        result = super().get_metrics_result()
+        return tree.map_structure(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, result)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
