@@ -84,17 +84,17 @@ PRESETS = {
 def main(argv=None):
     args = parse(argv)
     plan = make_plan(args)
+    settings = {method: method_settings(method, **plan.get("common", {})) for method in plan["methods"]}
     args.output.mkdir(parents=True, exist_ok=True)
     lock = lock_file(args.output / "lock", wait=False)
     if lock is None:
         raise ValueError(f"{args.output} is in use by another ladder. Wait for its end, or name another folder.")
     with lock:
-        return climb(plan, args, argv)
+        return climb(plan, settings, args, argv)
 
 
-def climb(plan, args, argv):
+def climb(plan, settings, args, argv):
     """Trains what is missing, and writes the report."""
-    settings = {method: method_settings(method, **plan.get("common", {})) for method in plan["methods"]}
     if plan["trials"]:
         settings = tune(plan, args)
     cells = final_cells(plan, settings)

@@ -174,9 +174,10 @@ def test_two_ladders_do_not_share_a_folder(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["lock"]
 
 
-def test_an_unknown_method_is_named():
+def test_an_unknown_method_is_named_and_no_folder_made(tmp_path):
     with pytest.raises(ValueError, match="Unknown method 'dsuu'. Expected some of erm, arcface"):
-        ladder.main(["--methods", "dsuu", "--output", "unused"])
+        ladder.main(["--methods", "dsuu", "--output", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_backend_is_part_of_a_cell():

@@ -140,7 +140,7 @@ def test_bad_input_is_named(fields, digits, tmp_path):
     with pytest.raises(ValueError, match="treatments must be 2 to 48; received 49"):
         write_painted(tmp_path / "a", fields, treatments=49)
     with pytest.raises(ValueError, match="308 wells; 48 treatments would need 776"):
-        write_painted(tmp_path / "a", fields, treatments=48)
+        write_painted(tmp_path / "a", fields, treatments=48, sites=8, test_sites=16)
     with pytest.raises(ValueError, match="Digits have 28 pixels; received image_size=48"):
         write_digits(tmp_path / "a", digits, "mnist", image_size=48)
     with pytest.raises(ValueError, match="MNIST has 40 digits, and 41 were asked for"):
