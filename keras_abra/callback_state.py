@@ -41,9 +41,9 @@ def read_callbacks(callbacks, arguments):
     arrays, states, lost = {}, [], set()
     for i, callback in enumerate(callbacks):
         state, given = {}, arguments.get(id(callback))
+        own = not type(callback).__module__.startswith("keras.")
         for name, value in vars(callback).items():
             unchanged = given is None or given.get(name) == _plain(value)
-            own = not type(callback).__module__.startswith("keras.")
             if (
                 name in _FOREIGN
                 or (name in _arguments(callback) and unchanged)
@@ -135,8 +135,12 @@ def _plain(value):
     """A plain value, or a text that tells when a container has changed; None for all else."""
     if isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, keras.Variable):
+        value = keras.ops.convert_to_numpy(value.value)
     if isinstance(value, np.ndarray):
         return repr((value.shape, value.dtype, value.tobytes()))
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
     return repr(value) if isinstance(value, _CONTAINERS) else None
 
 

@@ -204,9 +204,10 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path):
 class Diary(keras.callbacks.Callback):
     """State in an argument, and in containers of every kind."""
 
-    def __init__(self, count=0, places=("a",), sums=None):
+    def __init__(self, count=0, places=("a",), sums=None, given=None):
         super().__init__()
         self.count, self.places, self.sums = count, places, np.zeros(2, "float32") if sums is None else sums
+        self.given = np.random.default_rng(4) if given is None else given
         self.losses, self.last, self.seen, self.pair = {}, collections.deque(maxlen=2), set(), (1, 2)
         self.counter, self.order = collections.Counter(), collections.OrderedDict()
         self.lists, self.noise = collections.defaultdict(list), np.random.default_rng(3)
@@ -220,7 +221,7 @@ class Diary(keras.callbacks.Callback):
         self.order.move_to_end(epoch, last=False)
         self.lists[epoch // 2].append(epoch)
         self.mean = self.mean * np.float32(0.9) + np.float32(logs["loss"])
-        self.variable.assign_add(self.noise.random())
+        self.variable.assign_add(self.noise.random() + self.given.random())
         self.raw += bytes([epoch])
         self.texts = np.append(self.texts, f"epoch {epoch}")
         self.rows["a"] += self.mean
@@ -235,7 +236,7 @@ class Diary(keras.callbacks.Callback):
 
 def test_own_callbacks_keep_what_they_have_counted(tmp_path, recwarn):
     def fit(folder, epochs):
-        diary = Diary()
+        diary = Diary(given=np.random.default_rng(4))
         run = ResumableRun(folder, callbacks=diary)
         history = plain_model().fit(*arrays(), **FIT, epochs=epochs, callbacks=[run]).history
         return diary, history
@@ -249,7 +250,7 @@ def test_own_callbacks_keep_what_they_have_counted(tmp_path, recwarn):
     for name in set(vars(diary)) - {"_model", "params", "validation_data"}:
         mine, theirs = getattr(diary, name), getattr(whole, name)
         assert type(mine) is type(theirs), name
-        if name == "noise":
+        if name in ("noise", "given"):
             mine, theirs = mine.random(), theirs.random()
         if name == "variable":
             mine, theirs = float(mine.value), float(theirs.value)
