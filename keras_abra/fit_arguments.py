@@ -126,6 +126,20 @@ def ramp_length(model, arguments):
     return math.ceil(model.warmup * updates)
 
 
+def symbolic_batch(dataset):
+    """What stands for a batch of a `tf.data` pipeline where Keras builds metrics: Keras looks at a first batch instead,
+    and of a short epoch such a look uses up the data.
+
+    Returns:
+        The structure of a batch in `keras.KerasTensor`; None for what is no such pipeline, or of unknown shapes.
+    """
+    spec = getattr(dataset, "element_spec", None)
+    leaves = keras.tree.flatten(spec)
+    if not leaves or any(type(leaf).__name__ != "TensorSpec" or leaf.shape.rank is None for leaf in leaves):
+        return None
+    return keras.tree.map_structure(lambda leaf: keras.KerasTensor(tuple(leaf.shape), leaf.dtype.name), spec)
+
+
 @contextlib.contextmanager
 def plain_errors():
     """Turns the failed check of a `tf.data` pipeline into a ValueError without TensorFlow's traces."""

@@ -10,6 +10,7 @@ import keras
 import pandas as pd
 
 from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
+from keras_abra.fit_arguments import symbolic_batch
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import list_sites, read_manifest, read_records, site_ids_of_step
 from tfrecords.remote import is_remote
@@ -114,7 +115,8 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     if position := run.position:
         print(f"Goes on in epoch {position[0]} at step {position[1]} (both from 0)", flush=True)
     common = {"validation_data": validation, "callbacks": [run], "verbose": verbose, "shuffle": False}
-    build_metrics(model, read_train().element_spec, distribution)
+    with distribution.scope():  # which else uses up the data of a short epoch: Keras looks at a first batch
+        model._symbolic_build(data_batch=symbolic_batch(read_train()))
     try:
         for part in run.parts(epochs):
             model.fit(read_train(**part.start), epochs=part.epochs, **common)
@@ -124,14 +126,6 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         model.load_weights(distribution.first(lambda: weights))
         distribution.wait()
         weights.unlink(missing_ok=True)
-
-
-def build_metrics(model, spec, distribution):
-    """Builds what Keras otherwise builds from a first batch that it looks at before the first `fit` only: of an epoch
-    of one step such a look uses up the data, and a job that goes on in a second `fit` would be an epoch behind."""
-    batch = keras.tree.map_structure(lambda s: keras.KerasTensor(tuple(s.shape), s.dtype.name), spec)
-    with distribution.scope():
-        model._symbolic_build(data_batch=batch)
 
 
 def predict(model, records, split, options):

@@ -59,8 +59,9 @@ def read_records(
         kinds: `("treatment",)` (default), `("control",)` or both.
         training: shuffle and augment.
         seed: integer, 0 or more, of order and augmentation.
-        first_epoch: epoch of the first pass, for a run that continues. A pass counts once its last batch was given: one
-            of one batch cannot be told from the look at a batch by which Keras builds metrics on JAX and torch.
+        first_epoch: epoch of the first pass, for a run that continues. A pass counts once its last batch was given: a
+            short one cannot be told from the look at a batch by which Keras (not `ABRAModel`) builds metrics on JAX and
+            torch.
         first_step: for a run that continues inside an epoch: leaves out the batches of `first_epoch` before this one,
             whose images are not read; order and augmentation are those of the whole epoch. The dataset is then the rest
             of this epoch and no other, and its cardinality that of the rest: Keras takes one length for all epochs of a

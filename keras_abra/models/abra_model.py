@@ -325,6 +325,11 @@ class ABRAModel(backend.Trainer, keras.Model):
         with fit_arguments.plain_errors():
             return super().fit(**arguments)
 
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and data_batch is None:
+            data_batch = fit_arguments.symbolic_batch(getattr(iterator.data_adapter, "_dataset", None))
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+
     def evaluate(self, *args, **kwargs):
         """As `keras.Model.evaluate`: margin-free cross-entropy and the compiled metrics."""
         arguments = fit_arguments.bind(super().evaluate, args, kwargs)

@@ -141,3 +141,23 @@ def test_a_new_learning_rate_needs_no_new_trace():
     for variable, before, after in zip(model.weights, weights, model.get_weights(), strict=True):
         if variable.trainable:
             np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_training_takes_from_a_pipeline_only_what_it_trains_on(steps):
+    tf = pytest.importorskip("tensorflow")
+    x, y = tiny_batch(8)
+    passes = []
+
+    def batches():
+        passes.append(0)
+        for _ in range(steps):
+            passes[-1] += 1
+            yield x, y
+
+    spec = keras.tree.map_structure(lambda v: tf.TensorSpec((None, *v.shape[1:]), v.dtype), (x, y))
+    data = tf.data.Dataset.from_generator(batches, output_signature=spec)
+    model = tiny_model("diagonal", 2, ("stem",), backbone=tiny_backbone(dropout=0.0))
+    model.compile(optimizer=keras.optimizers.SGD(0.004), metrics=["accuracy"])
+    model.fit(data.apply(tf.data.experimental.assert_cardinality(steps)), epochs=2, shuffle=False, verbose=0)
+    assert [taken for taken in passes if taken] == [steps, steps]
