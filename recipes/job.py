@@ -1,5 +1,6 @@
 """What the jobs have in common: folders, training with the epoch chosen on val, prediction, results."""
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -21,6 +22,13 @@ EVERY = 200  # steps between checkpoints inside an epoch
 
 def folder_or_url(text):
     return text if is_remote(text) else Path(text)
+
+
+def at_least_0(text):
+    """An argument of the command line."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0; received {number}")
+    return number
 
 
 def is_built(records):

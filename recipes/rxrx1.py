@@ -30,11 +30,22 @@ if not sys.stderr.isatty():
 
 import keras
 from distribution import add_option, as_saved, distribute
-from job import check_on_nan, find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
+from job import (
+    at_least_0,
+    check_on_nan,
+    find_sites,
+    finished,
+    fit,
+    folder_or_url,
+    is_built,
+    make_output,
+    predict,
+    write_results,
+)
 from methods import build_model, check_backbone, erm_loss, make_optimizer
 from scores import predictions_table, print_scores, score
 
-from tfrecords import build_records, class_names, read_manifest, read_records, write_screen
+from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
 from tfrecords.screen_layout import layout
 
 # ABRA's own, the package's defaults.
@@ -151,6 +162,7 @@ def parse(argv):
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
+    parser.add_argument("--steps", type=at_least_0, help="K of abra: the adversary's ascent steps; 0: it only draws")
     parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights, order and noise; the embedded screen stays the same"
@@ -234,6 +246,7 @@ def prepare_records(args, settings, output):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     try:
         main()
     except ValueError as error:

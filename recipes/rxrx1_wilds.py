@@ -29,13 +29,24 @@ import keras
 import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
-from job import check_on_nan, find_sites, finished, fit, folder_or_url, is_built, make_output, predict, write_results
+from job import (
+    at_least_0,
+    check_on_nan,
+    find_sites,
+    finished,
+    fit,
+    folder_or_url,
+    is_built,
+    make_output,
+    predict,
+    write_results,
+)
 from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
 from rxrx1 import EMBEDDED, REAL, is_embedded
 from scores import predictions_table, print_scores, score
 from wilds_scores import in_table_order, prediction_file, wilds_metrics
 
-from tfrecords import build_records, class_names, read_manifest, read_records, write_screen
+from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
 from tfrecords.sources import find_layout
 
 KINDS = ("treatment", "control")
@@ -119,6 +130,7 @@ def parse(argv):
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
     parser.add_argument("--method", choices=("erm", "arcface", "dsu", "abra"), default="erm")
+    parser.add_argument("--steps", type=at_least_0, help="K of abra: the adversary's ascent steps; 0: it only draws")
     parser.add_argument("--epochs", type=int, help="default: 90, or 30 on the embedded screen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -169,6 +181,7 @@ def plain(settings, shape, names):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     try:
         main()
     except ValueError as error:
