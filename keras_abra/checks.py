@@ -4,6 +4,7 @@ import keras
 
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
+from keras_abra.perturbed_norms import PERTURBED_NORMS
 
 ONE_SAMPLE = (
     "keras_abra: A training batch of one sample has no spread and no batch statistics. Use a larger batch, "
@@ -78,7 +79,9 @@ def check_mirrored(optimizer, steps_per_execution, run_eagerly):
         )
 
 
-def check_arguments(uncertainty, loss, alignment, embedding_dim, perturbed_weight, warmup, class_names, num_classes):
+def check_arguments(
+    uncertainty, loss, alignment, embedding_dim, perturbed_weight, perturbed_norms, warmup, class_names, num_classes
+):
     """Raises a ValueError that names the first argument of `ABRAModel` that is of the wrong kind or out of range."""
     kinds = (
         ("uncertainty", uncertainty, FeatureStatisticsUncertainty),
@@ -95,6 +98,8 @@ def check_arguments(uncertainty, loss, alignment, embedding_dim, perturbed_weigh
         raise ValueError(f"`embedding_dim` must be a positive integer or None. Received: {embedding_dim!r}")
     if not (isinstance(perturbed_weight, int | float) and 0 <= perturbed_weight < float("inf")):
         raise ValueError(f"`perturbed_weight` must be a number of at least 0. Received: {perturbed_weight!r}")
+    if perturbed_norms not in PERTURBED_NORMS:
+        raise ValueError(f"`perturbed_norms` must be one of {PERTURBED_NORMS}. Received: {perturbed_norms!r}")
     whole = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
     if not (whole or (isinstance(warmup, float) and 0 <= warmup < 1)):
         raise ValueError(

@@ -76,8 +76,10 @@ def step_cost(model, padding_taps=True):
 
     - the perturbed branch, K = 0 or 1 (K = 1 has its direction from the clean pass): 1 + f, the lower bound for
       training on two branches;
-    - every further ascent step: 2f/3 (suffix forward, and back to the statistics);
-    - `two_sided` alignment, or a `search_loss` without margin, or both: f/3 (the clean suffix goes back once more);
+    - every further ascent step: 2f/3 (suffix forward, and back to the statistics), and the first one too, where the
+      `perturbed_norms` are not "own";
+    - `two_sided` alignment, or a `search_loss` without margin, or both: f/3 (the clean suffix goes back once more; for
+      the search only where it takes its direction from there);
     - more stages, their probability, structure, radius, margins: nothing more, the first stage decides.
 
     The figure returned is exact where these are round: no gradient goes to the image or to frozen weights, which makes
@@ -97,9 +99,11 @@ def step_cost(model, padding_taps=True):
         return 1.0
     prefix, plain_suffix = _model_parts(model, padding_taps)
     _, suffix = _model_parts(model, padding_taps, perturbed=True)
-    further = max(model.uncertainty.steps - 1, 0)
+    own = model.perturbed_norms == "own"
+    further = max(model.uncertainty.steps - own, 0)
     cost = sum(prefix) + sum(suffix) + sum(plain_suffix) + further * (suffix.forward + suffix.inputs)
-    cost += suffix.inputs if model.alignment.two_sided or model.uncertainty.search_loss == "softmax" else 0
+    once_more = model.alignment.two_sided or (own and model.uncertainty.search_loss == "softmax")
+    cost += suffix.inputs if once_more else 0
     return cost / (sum(prefix) + sum(plain_suffix))
 
 

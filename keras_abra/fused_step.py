@@ -9,6 +9,9 @@ every further ascent step 2f/3.
 Activity regularization behind the first perturbed stage is part of the loss that the search climbs: it cannot be taken
 out of the one backward pass. Without it the search climbs the margin loss, as the method says. With
 `search_loss="softmax"` it climbs the margin-free loss alone, whose slope is one more backward pass of the clean branch.
+
+Where the perturbed branch normalizes otherwise (`perturbed_norms`), the clean pass's slope is not its own: the first
+direction is then the slope at zero offsets of a pass with its normalizations.
 """
 
 from typing import Any, NamedTuple
@@ -62,8 +65,8 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
     def stateless(function, trainable, state):
         return _stateless(model, function, trainable, state, share)
 
-    def head(features):
-        embedding, cosine = model.embed_features(features, training=True)
+    def head(features, branch):
+        embedding, cosine = model.embed_features(features, training=True, branch=branch)
         margin_loss = mean(
             softmax_cross_entropy(labels, loss.margin_logits(labels, cosine, model.ramp.margin_factor()))
         )
@@ -80,13 +83,14 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         (z, penalty), penalties, new_state = stateless(run, trainable, state)
         return (z, ops.cast(penalty, "float32") * share + penalties), new_state
 
-    def suffix(trainable, z, offsets, state):
+    def suffix(branch, trainable, z, offsets, moments=None):
         def run():
-            features, statistics = model.run_suffix(z, offsets)
-            return *head(features), statistics
+            with model.branches.moments(moments) as found:
+                features, statistics = model.run_suffix(z, offsets, branch)
+                return *head(features, branch), (statistics, found)
 
-        (margin_loss, logits, embedding, statistics), penalties, new_state = stateless(run, trainable, state)
-        return margin_loss, penalties, logits, embedding, statistics, new_state
+        (margin_loss, logits, embedding, found), penalties, new_state = stateless(run, trainable, before_suffix)
+        return margin_loss, penalties, logits, embedding, (*found, new_state)
 
     # The part before the first perturbed stage, once.
     own_state = state
@@ -94,31 +98,32 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
 
     # Clean: zero offsets as an input. The only pass whose state is kept.
     def clean(trainable, z, offsets):
-        margin_loss, penalties, logits, embedding, statistics, new_state = suffix(
-            trainable, z[0], offsets, before_suffix
-        )
-        return (margin_loss + penalties, logits, embedding), (margin_loss, penalties, statistics, new_state)
+        margin_loss, penalties, logits, embedding, found = suffix(model.branches.clean, trainable, z[0], offsets)
+        return (margin_loss + penalties, logits, embedding), (margin_loss, penalties, *found)
 
     zeros = [ops.zeros((batch, 2 * stage.channels), "float32") for stage in stages]
     two_sided = bool(stages) and alignment.two_sided
     softmax = bool(stages) and model.uncertainty.search_loss == "softmax"
-    keep = two_sided or softmax
+    as_clean = model.perturbed_norms == "own"  # the first direction is the clean pass's
+    keep = two_sided or (softmax and as_clean)
     (_, logits, embedding), aux, clean_pullback = linearize(clean, [trainable, [z], zeros], keep=keep)
-    clean_loss, penalties, statistics, state = aux
+    clean_loss, penalties, statistics, moments, state = aux
     if not stages:
         gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
         losses = {"loss": clean_loss + penalty + penalties, "clean_loss": clean_loss}
         gradients = _add(gradients, prefix_pullback([dz, seed], [0])[0])
         state = _shared_seeds(state, own_state, shared_state)
         return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
-    if softmax:
+    slopes = None
+    if softmax and as_clean:
         _, _, loss_pullback = linearize(lambda logits: ((margin_free(logits[0]),), None), [[logits]])
         ((d_logits,),) = loss_pullback([seed], [0])
         (slopes,) = clean_pullback([None, d_logits, None], [2])
-    elif two_sided:
+    elif keep and as_clean:
         (slopes,) = clean_pullback([seed, None, None], [2])
     if not keep:
-        gradients, (dz,), slopes = clean_pullback([seed, None, None], [0, 1, 2])
+        gradients, (dz,), *first = clean_pullback([seed, None, None], [0, 1, 2] if as_clean else [0, 1])
+        slopes = first[0] if first else None
 
     # Where each stage may move, where it starts, and the experiments' running means.
     def draw():
@@ -149,19 +154,19 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
 
     # The worst case: the first direction is there already, each further one is a pass that moves no state.
     def search(offsets):
-        margin_loss, penalties, logits, *_ = suffix(trainable, z, offsets, before_suffix)
+        margin_loss, penalties, logits, *_ = suffix(model.branches.perturbed, trainable, z, offsets, moments)
         return (margin_free(logits) if softmax else margin_loss + penalties,), None
 
     for k in range(model.uncertainty.steps):
-        if k:
-            _, _, search_pullback = linearize(search, [perturbation(points)])
+        if k or slopes is None:
+            _, _, search_pullback = linearize(search, [perturbation(points) if k else zeros])
             (slopes,) = search_pullback([seed], [0])
         points = ascend(points, slopes)
     worst = perturbation(points)
 
     # Perturbed: from z on, with the state and random masks of the clean pass; its own state is dropped.
     def perturbed(trainable, z, logits, embedding):
-        margin_loss, _, new_logits, new_embedding, _, _ = suffix(trainable, z[0], worst, before_suffix)
+        margin_loss, _, new_logits, new_embedding, _ = suffix(model.branches.perturbed, trainable, z[0], worst, moments)
         pair = (embedding[0], new_embedding) if alignment.on == "embeddings" else (logits[0], new_logits)
         average = mean if alignment.on == "logits" else _weighted_mean(batch, count, None)
         divergence = average(alignment.call(*pair))
@@ -175,7 +180,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         gradients, (dz,) = clean_pullback([seed, d_logits, d_embedding], [0, 1])
     else:
         more, (more_dz,) = pullback([seed], [0, 1])
-        if softmax:
+        if keep:
             gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
     first = prefix_pullback([dz + more_dz, seed], [0])[0]
     gradients = _add(_add(gradients, more), first)

@@ -87,6 +87,7 @@ VARIANTS = {
     **{f"alignment={a}": {"alignment": a} for a in ("none", "jensen_shannon", "coral", "mmd")},
     "two_sided": {"two_sided": True},
     **{f"margin={m}": {"margin": m} for m in (0.0, 0.1, 0.3, 0.5)},
+    **{f"norms={n}": {"perturbed_norms": n} for n in ("clean", "moving", "auxiliary")},
     "shared": {"shared_by": "experiment"},
     "part": {"perturbed_share": 0.5},
     "ramp_radius": {"ramp_radius": True},
@@ -106,6 +107,10 @@ DOMAIN = {"structure": "domain_cell_type", "radius": 1.0}
 DESIGNS = {
     "domain_cell_type+radius=1": DOMAIN,
     "shared+domain_cell_type+radius=1": DOMAIN | {"shared_by": "experiment"},
+    **{
+        f"norms={n}+shared+domain_cell_type+radius=1": DOMAIN | {"shared_by": "experiment", "perturbed_norms": n}
+        for n in ("clean", "auxiliary")
+    },
 }
 ABLATION = {
     **{f"abra_random:{name}": ADVERSARY | {"steps": 0} | change for name, change in (VARIANTS | DESIGNS).items()},
@@ -268,6 +273,7 @@ def _margin_model(backbone, settings, classes, cell_types, warmup):
             "uncertainty": _uncertainty(settings, cell_types),
             "alignment": _alignment(settings),
             "perturbed_weight": settings["perturbed_weight"],
+            "perturbed_norms": settings.get("perturbed_norms", "own"),
         }
     return ABRAModel(
         backbone,

@@ -4,6 +4,8 @@ The rules are those of the fused step, the code is not: statistics, spreads, mar
 the search is done in NumPy, and every pass starts at the image.
 """
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -27,8 +29,52 @@ class _Step:
         self.trainable = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
         self.state = [keras.ops.convert_to_numpy(v) for v in model.non_trainable_variables]
         self.steps, self.length = keras.ops.convert_to_numpy(model.ramp.progress)
+        self.norms = "own" if mutant == "own norms" else model.perturbed_norms
+        self.moments = {}
 
-    def forward(self, trainable, offsets, state=None):
+    @contextlib.contextmanager
+    def branch(self, perturbed):
+        """With other calls of the batch normalizations behind the first stage."""
+        model = self.model
+        layers = [layer for part in [*model.backbone_parts[1:], model.neck] for layer in part.layers]
+        layers = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        own = {layer.name: layer.call for layer in layers}
+        twins = {layer.name.removesuffix("_twin"): layer for layer in model.auxiliary_norms}
+
+        def note(layer):
+            def call(x, training=None, mask=None):
+                axes = tuple(range(len(x.shape) - 1))
+                mean, variance = ops.stop_gradient(ops.mean(x, axes)), ops.stop_gradient(ops.var(x, axes))
+                self.moments[layer.name] = mean, variance
+                return own[layer.name](x, training=True)
+
+            return call
+
+        def other(layer):
+            def call(x, training=None, mask=None):
+                if self.norms == "auxiliary":
+                    return twins[layer.name].call(x, training=True)
+                if self.norms == "moving":
+                    return own[layer.name](x, training=False)
+                mean, variance = moments[layer.name]
+                scaled = (x - mean) / ops.sqrt(variance + layer.epsilon) * ops.convert_to_tensor(layer.gamma)
+                return scaled + ops.convert_to_tensor(layer.beta)
+
+            return call
+
+        moments = dict(self.moments)
+        if self.norms != "own" and (perturbed or self.norms == "clean"):
+            for layer in layers:
+                vars(layer)["call"] = other(layer) if perturbed else note(layer)
+        yield
+        for layer in layers:
+            vars(layer).pop("call", None)
+
+    def forward(self, trainable, offsets, state=None, perturbed=False):
+        with self.branch(perturbed):
+            return self.run_network(trainable, offsets, state)
+
+    def run_network(self, trainable, offsets, state):
         """The network from the image on: `(cosine, embedding, activity penalty, statistics, new state)`."""
         model = self.model
         variables = model.trainable_variables + model.non_trainable_variables
@@ -133,7 +179,7 @@ class _Step:
             points = [np.zeros_like(p) for p in points]
 
         def searched(points):
-            cosine, _, penalty, _, _ = self.forward(self.trainable, offsets(points))
+            cosine, _, penalty, _, _ = self.forward(self.trainable, offsets(points), perturbed=True)
             if template.search_loss == "softmax":
                 return self.cross_entropy(cosine, 0.0)
             return self.margin_loss(cosine) + penalty
@@ -163,7 +209,7 @@ class _Step:
             shared = trainable
             if self.mutant == "shared part":
                 shared = [ops.stop_gradient(v) if i in self.prefix() else v for i, v in enumerate(trainable)]
-            new_cosine, new_embedding, _, _, _ = self.forward(shared, worst)
+            new_cosine, new_embedding, _, _, _ = self.forward(shared, worst, perturbed=True)
             clean_side = cosine if model.alignment.two_sided else ops.stop_gradient(cosine)
             alignment = self.divergence(clean_side, new_cosine)
             regularization = self.regularization(trainable) * (2 if self.mutant == "regularization twice" else 1)
@@ -173,7 +219,7 @@ class _Step:
 
         values = [float(v) for v in total([ops.convert_to_tensor(v) for v in self.trainable], parts=True)]
         if self.mutant == "batch norm twice":
-            moved = self.forward(self.trainable, worst, state)[4]
+            moved = self.forward(self.trainable, worst, state, perturbed=True)[4]
             state = [
                 b if "moving" in v.path else a
                 for v, a, b in zip(model.non_trainable_variables, state, moved, strict=True)

@@ -109,6 +109,32 @@ def test_on_the_ramp_the_margin_is_a_share_and_the_adversary_waits():
     assert compare(model) == []
 
 
+def with_norms(kind, steps, **layer):
+    model = tiny_model("diagonal", steps, STAGES["two"], perturbed_norms=kind, layer=layer)
+    random = np.random.default_rng(0)
+    for norm in model.auxiliary_norms:
+        norm.set_weights([w + 0.3 * random.random(w.shape).astype("float32") for w in norm.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["clean", "moving", "auxiliary"])
+def test_other_normalizations_of_the_perturbed_branch(kind, steps):
+    assert compare(with_norms(kind, steps), warm=True) == []
+
+
+@pytest.mark.parametrize("kind", ["clean", "moving", "auxiliary"])
+def test_other_normalizations_go_with_what_takes_more_passes(kind):
+    model = with_norms(kind, 1, search_loss="softmax", start="zero")
+    model.alignment = DistributionAlignment(weight=3.0, two_sided=True)
+    assert compare(model, run_eagerly=False) == []
+
+
+@pytest.mark.parametrize("kind", ["clean", "moving", "auxiliary"])
+def test_the_comparison_sees_the_normalizations(kind):
+    assert compare(with_norms(kind, 1), mutant="own norms") != []
+
+
 def test_no_penalty_is_lost_to_a_recycled_id():
     class EveryId(set):
         def __contains__(self, _):

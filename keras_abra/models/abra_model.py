@@ -11,6 +11,7 @@ from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, DistributionAlignment, softmax_cross_entropy
 from keras_abra.models.embedder import Embedder
 from keras_abra.neck import embedding_neck
+from keras_abra.perturbed_norms import Branches
 from keras_abra.ramp import Ramp
 
 LOGS = ("clean_loss", "perturbed_loss", "alignment", "gain")
@@ -45,6 +46,11 @@ class ABRAModel(backend.Trainer, keras.Model):
         loss: `ArcFace` (default, margin 0.5 radians, scale 30) or `CosFace`.
         alignment: a `DistributionAlignment`. Default: symmetric KL, weight 1.
         perturbed_weight: >= 0, weight of the perturbed branch's loss. Default 1.
+        perturbed_norms: how batch normalization works in the perturbed branch: `"own"` (default), by the statistics of
+            its own mini-batch, which take back what all samples share; `"clean"`, by those of the clean branch;
+            `"moving"`, by the moving statistics; `"auxiliary"`, by its own and with weights of its own, which inference
+            does not use, as in AdvProp (Xie et al., CVPR 2020). With all but `"own"` the first ascent direction needs a
+            pass of its own, and costs as much as a further one.
         warmup: length of the ramp over which the margin grows from 0, and after which the adversary starts: a number of
             optimizer steps (int), or a share of all steps of `fit` (float in [0, 1)). Default 0.1. `train_on_batch`
             knows no number of all steps and takes a float as no ramp. The ramp is a weight of the model: it is saved,
@@ -87,6 +93,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         loss=None,
         alignment=None,
         perturbed_weight=1.0,
+        perturbed_norms="own",
         warmup=0.1,
         class_names=None,
         **kwargs,
@@ -101,6 +108,7 @@ class ABRAModel(backend.Trainer, keras.Model):
             self.alignment,
             embedding_dim,
             perturbed_weight,
+            perturbed_norms,
             warmup,
             class_names,
             num_classes,
@@ -117,6 +125,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         self.perturb_after = list(perturb_after)
         self.embedding_dim = embedding_dim
         self.perturbed_weight = float(perturbed_weight)
+        self.perturbed_norms = perturbed_norms
         self.warmup = warmup
         self.class_names = None if class_names is None else [str(name) for name in class_names]
 
@@ -136,6 +145,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         if isinstance(warmup, int):
             self.ramp.start(warmup)
         self._parts = _Untracked(parts)
+        self._branches = _Untracked(Branches(perturbed_norms, parts[1:], self.neck))
+        self.auxiliary_norms = self.branches.auxiliary
         self._embedder = _Untracked(None)
         self._trackers = [keras.metrics.Mean(name=name) for name in (LOGS if self.stages else LOGS[:1])]
         self._skipped = keras.metrics.Sum(name="skipped")
@@ -156,6 +167,11 @@ class ABRAModel(backend.Trainer, keras.Model):
         """The backbone's parts between the perturbed stages, sharing its layers: see `cut_backbone`."""
         return self._parts.value
 
+    @property
+    def branches(self):
+        """The `keras_abra.perturbed_norms.Branches` behind the first perturbed stage."""
+        return self._branches.value
+
     # Inference: the plain network.
 
     def call(self, inputs, training=None):
@@ -170,12 +186,13 @@ class ABRAModel(backend.Trainer, keras.Model):
         fit_arguments.check_division(x, batch_size)
         return self._embedder.value.predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
 
-    def embed_features(self, features, training):
+    def embed_features(self, features, training, branch=None):
         """Backbone output to `(embedding, cosine)`, float32 `(batch, dim)`, not normalized, and `(batch, classes)`."""
         if self.pooling is not None:
             features = self.pooling(features)
         if self.neck is not None:
-            features = self.neck(features, training=training)
+            neck = self.neck if branch is None else branch.neck
+            features = neck(features, training=training)
         return ops.cast(features, "float32"), self.head(features)
 
     def unpack_inputs(self, inputs):
@@ -194,10 +211,10 @@ class ABRAModel(backend.Trainer, keras.Model):
         """The backbone up to the first perturbed stage."""
         return self.backbone_parts[0](image, training=True)
 
-    def run_suffix(self, x, offsets):
+    def run_suffix(self, x, offsets, branch):
         """From there to the backbone's output, each stage's statistics moved by its offsets: `(output, statistics)`."""
         statistics = []
-        for part, offset in zip(self.backbone_parts[1:], offsets, strict=True):
+        for part, offset in zip(branch.parts, offsets, strict=True):
             x, found = shift_statistics(x, offset)
             statistics.append(found)
             x = part(x, training=True)
@@ -360,6 +377,7 @@ class ABRAModel(backend.Trainer, keras.Model):
             "perturb_after": self.perturb_after,
             "embedding_dim": self.embedding_dim,
             "perturbed_weight": self.perturbed_weight,
+            "perturbed_norms": self.perturbed_norms,
             "warmup": self.warmup,
             "class_names": self.class_names,
         }

@@ -1,9 +1,9 @@
 import keras
 from keras import ops
 
-from contenders.replace_norms import replace_norms, twin
 from keras_abra import backend
 from keras_abra.losses import softmax_cross_entropy
+from keras_abra.perturbed_norms import replace_norms, twin
 
 
 class AdvBN(keras.Model):

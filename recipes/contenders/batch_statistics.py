@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from contenders.replace_norms import replace_norms
+from keras_abra.perturbed_norms import replace_norms
 
 
 class BatchStatisticsNorm(keras.layers.Layer):

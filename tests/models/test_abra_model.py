@@ -111,6 +111,20 @@ def test_save_load_predict_is_equal_and_training_goes_on(tmp_path, structure):
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(again.ramp.progress), [4, 3])
 
 
+def test_auxiliary_normalizations_are_trained_saved_and_no_part_of_inference(tmp_path):
+    model = compiled(perturbed_norms="auxiliary")
+    fit(model)
+    scales = [keras.ops.convert_to_numpy(norm.gamma) for norm in model.auxiliary_norms]
+    assert len(scales) == 4 and all(np.abs(scale - 1).max() > 0 for scale in scales)  # inner, last, two of the neck
+    model.save(tmp_path / "abra.keras")
+    again = keras.models.load_model(tmp_path / "abra.keras")
+    for norm, scale in zip(again.auxiliary_norms, scales, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(norm.gamma), scale)
+        norm.gamma.assign(norm.gamma + 1)
+    x, _ = tiny_batch()
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
 def test_weights_go_from_one_model_to_another(tmp_path):
     model, other = tiny_model(), tiny_model()
     other.head.kernel.assign(other.head.kernel + 1)
@@ -281,6 +295,7 @@ def test_data_without_length_needs_a_number_of_steps():
         ({"perturb_after": "stem"}, "must be a list"),
         ({"embedding_dim": 0}, "`embedding_dim` must be a positive integer"),
         ({"perturbed_weight": -1}, "`perturbed_weight` must be"),
+        ({"perturbed_norms": "batch"}, "`perturbed_norms` must be one of"),
         ({"warmup": 1.5}, "`warmup` must be"),
         ({"warmup": -3}, "`warmup` must be"),
         ({"class_names": ["a"]}, "must name each of the 5 classes"),

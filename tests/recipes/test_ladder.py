@@ -153,7 +153,13 @@ def test_every_adversary_has_its_random_control():
 
 
 SEARCHES = ["shared", "part", "zero_start", "adversary_every=4", "search_loss=softmax", "ramp_radius"]
-SEARCHES += ["shared+domain_cell_type+radius=1", "domain_cell_type+radius=1+zero_start"]
+SEARCHES += [
+    "shared+domain_cell_type+radius=1",
+    "domain_cell_type+radius=1+zero_start",
+    "norms=auxiliary",
+    "norms=moving",
+]
+SEARCHES += ["norms=clean+shared+domain_cell_type+radius=1"]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "abra:structure=domain_cell_type", *(f"abra:{s}" for s in SEARCHES)])

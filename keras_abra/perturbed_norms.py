@@ -1,0 +1,155 @@
+"""Batch normalizations of the perturbed branch, and networks with other batch normalizations."""
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_abra import backend
+
+PERTURBED_NORMS = ("own", "clean", "moving", "auxiliary")
+
+
+class Branch(NamedTuple):
+    """What one branch runs behind the first perturbed stage: the backbone's parts and the neck (or None)."""
+
+    parts: list
+    neck: Any
+
+
+class Branches:
+    """The clean and the perturbed branch, which share all weights but those of `auxiliary` normalizations.
+
+    Args:
+        kind: one of `PERTURBED_NORMS`, see `ABRAModel`.
+        parts: the backbone's parts behind the first perturbed stage.
+        neck: `keras.Sequential`, or None.
+
+    Raises:
+        ValueError: if a part cannot be rebuilt with other normalizations.
+    """
+
+    def __init__(self, kind, parts, neck):
+        self.auxiliary = []
+        self.clean = self.perturbed = Branch(parts, neck)
+        self._found, self._given = [], None
+        if kind == "own":
+            return
+        make = {"clean": self._shared, "moving": MovingNorm, "auxiliary": self._twin}[kind]
+        make = functools.cache(make)  # a layer that is called twice has one in its place
+        self.perturbed = Branch([_replace(part, make) for part in parts], neck and _replace(neck, make))
+        if kind == "clean":
+            self.clean = self.perturbed
+
+    @contextlib.contextmanager
+    def moments(self, given=None):
+        """Of the pass within: the batch statistics of each `SharedMomentsNorm` come into the list that this gives; with
+        those of another pass, these are taken."""
+        self._found, self._given = [], None if given is None else iter(given)
+        yield self._found
+        self._found, self._given = [], None
+
+    def next_moments(self):
+        """Those that the next normalization takes; None: its own, which it must note."""
+        return None if self._given is None else next(self._given)
+
+    def note_moments(self, mean, variance):
+        self._found.append((mean, variance))
+
+    def _shared(self, norm):
+        return SharedMomentsNorm(norm, self)
+
+    def _twin(self, norm):
+        self.auxiliary.append(twin(norm))
+        return self.auxiliary[-1]
+
+
+class MovingNorm(keras.layers.Layer):
+    """A batch normalization's own weights, always with its moving statistics."""
+
+    def __init__(self, norm):
+        super().__init__(name=f"{norm.name}_moving", dtype=norm.dtype_policy)
+        self.norm = norm
+
+    def call(self, inputs, mask=None):
+        return self.norm(inputs, training=False)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class SharedMomentsNorm(keras.layers.Layer):
+    """A batch normalization that notes the statistics of its mini-batch, or takes those that another pass noted.
+
+    Those it takes are constants to the gradient, as moving statistics are.
+    """
+
+    def __init__(self, norm, branches):
+        super().__init__(name=f"{norm.name}_shared", dtype=norm.dtype_policy)
+        self.norm, self._branches = norm, lambda: branches  # whose other layers are not this one's
+
+    def call(self, inputs, training=None, mask=None):
+        if mask is not None:
+            raise ValueError("`perturbed_norms='clean'` knows no masks. Received one at " + self.norm.name)
+        if not training or not self.norm.trainable:
+            return self.norm(inputs, training=False)
+        x, axis = ops.cast(inputs, "float32"), self.norm.axis % len(inputs.shape)
+        moments = self._branches().next_moments()
+        if moments is None:
+            self._branches().note_moments(*self._batch_moments(x, axis))
+            return self.norm(inputs, training=True)
+        weights = (None if w is None else ops.cast(w, "float32") for w in (self.norm.beta, self.norm.gamma))
+        outputs = ops.batch_normalization(x, *moments, axis, *weights, self.norm.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _batch_moments(self, x, axis):
+        axes = [i for i in range(len(x.shape)) if i != axis]
+        share = backend.replicas() if self.norm.synchronized else 1
+        together = backend.global_sum if share > 1 else lambda value: value
+        shape = [1] * len(x.shape)
+        shape[axis] = -1
+        x = ops.stop_gradient(x)
+        mean = together(ops.mean(x, axes)) / share
+        return mean, together(ops.mean(ops.square(x - ops.reshape(mean, shape)), axes)) / share
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def replace_norms(model, make):
+    """The same network with other batch normalizations; every other layer is shared, not copied.
+
+    Args:
+        model: Functional or Sequential `keras.Model`, its sub-models too.
+        make: function of a `BatchNormalization` that gives the layer to stand in its place.
+
+    Returns:
+        A new `keras.Model`.
+    """
+
+    def clone(layer):
+        return make(layer) if isinstance(layer, keras.layers.BatchNormalization) else layer
+
+    return keras.models.clone_model(model, clone_function=clone, recursive=True)
+
+
+def twin(layer):
+    """A batch normalization of its own, with the configuration and the weights that this one has now."""
+    copy = keras.layers.BatchNormalization.from_config({**layer.get_config(), "name": f"{layer.name}_twin"})
+    copy.build((*[None] * (layer.input_spec.ndim - 1), layer.moving_mean.shape[0]))
+    copy.set_weights(layer.get_weights())
+    return copy
+
+
+def _replace(part, make):
+    if not isinstance(part, keras.Model):
+        return part
+    try:
+        return replace_norms(part, make)
+    except ValueError as error:
+        raise ValueError(
+            "`perturbed_norms` other than 'own' needs a backbone of Functional and Sequential models all through. "
+            f"Received: {error}"
+        ) from error
