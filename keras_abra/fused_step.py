@@ -21,6 +21,7 @@ from keras import ops
 
 from keras_abra import backend, checks, uncertainty
 from keras_abra.losses import softmax_cross_entropy
+from keras_abra.perturbed_norms import batch_moments
 
 
 class StepResult(NamedTuple):
@@ -85,7 +86,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
 
     def suffix(branch, trainable, z, offsets, moments=None):
         def run():
-            with model.branches.moments(moments) as found:
+            with batch_moments(moments) as found:
                 features, statistics = model.run_suffix(z, offsets, branch)
                 return *head(features, branch), (statistics, found)
 

@@ -1,6 +1,7 @@
 """Batch normalizations of the perturbed branch, and networks with other batch normalizations."""
 
 import contextlib
+import contextvars
 import functools
 from typing import Any, NamedTuple
 
@@ -10,6 +11,23 @@ from keras import ops
 from keras_abra import backend
 
 PERTURBED_NORMS = ("own", "clean", "moving", "auxiliary")
+
+
+# Of the pass that runs: the statistics it notes, and those of another pass that it takes, or None. Each replica of a
+# MirroredStrategy is traced by a thread of its own, in turns.
+_moments = contextvars.ContextVar("moments")
+
+
+@contextlib.contextmanager
+def batch_moments(given=None):
+    """Of the pass within: the batch statistics of each `SharedMomentsNorm` come into the list that this gives; with
+    those of another pass, these are taken."""
+    found = []
+    token = _moments.set((found, None if given is None else iter(given)))
+    try:
+        yield found
+    finally:
+        _moments.reset(token)
 
 
 class Branch(NamedTuple):
@@ -34,32 +52,13 @@ class Branches:
     def __init__(self, kind, parts, neck):
         self.auxiliary = []
         self.clean = self.perturbed = Branch(parts, neck)
-        self._found, self._given = [], None
         if kind == "own":
             return
-        make = {"clean": self._shared, "moving": MovingNorm, "auxiliary": self._twin}[kind]
+        make = {"clean": SharedMomentsNorm, "moving": MovingNorm, "auxiliary": self._twin}[kind]
         make = functools.cache(make)  # a layer that is called twice has one in its place
         self.perturbed = Branch([_replace(part, make) for part in parts], neck and _replace(neck, make))
         if kind == "clean":
             self.clean = self.perturbed
-
-    @contextlib.contextmanager
-    def moments(self, given=None):
-        """Of the pass within: the batch statistics of each `SharedMomentsNorm` come into the list that this gives; with
-        those of another pass, these are taken."""
-        self._found, self._given = [], None if given is None else iter(given)
-        yield self._found
-        self._found, self._given = [], None
-
-    def next_moments(self):
-        """Those that the next normalization takes; None: its own, which it must note."""
-        return None if self._given is None else next(self._given)
-
-    def note_moments(self, mean, variance):
-        self._found.append((mean, variance))
-
-    def _shared(self, norm):
-        return SharedMomentsNorm(norm, self)
 
     def _twin(self, norm):
         self.auxiliary.append(twin(norm))
@@ -86,9 +85,9 @@ class SharedMomentsNorm(keras.layers.Layer):
     Those it takes are constants to the gradient, as moving statistics are.
     """
 
-    def __init__(self, norm, branches):
+    def __init__(self, norm):
         super().__init__(name=f"{norm.name}_shared", dtype=norm.dtype_policy)
-        self.norm, self._branches = norm, lambda: branches  # whose other layers are not this one's
+        self.norm = norm
 
     def call(self, inputs, training=None, mask=None):
         if mask is not None:
@@ -96,12 +95,12 @@ class SharedMomentsNorm(keras.layers.Layer):
         if not training or not self.norm.trainable:
             return self.norm(inputs, training=False)
         x, axis = ops.cast(inputs, "float32"), self.norm.axis % len(inputs.shape)
-        moments = self._branches().next_moments()
-        if moments is None:
-            self._branches().note_moments(*self._batch_moments(x, axis))
+        found, given = _moments.get()
+        if given is None:
+            found.append(self._batch_moments(x, axis))
             return self.norm(inputs, training=True)
         weights = (None if w is None else ops.cast(w, "float32") for w in (self.norm.beta, self.norm.gamma))
-        outputs = ops.batch_normalization(x, *moments, axis, *weights, self.norm.epsilon)
+        outputs = ops.batch_normalization(x, *next(given), axis, *weights, self.norm.epsilon)
         return ops.cast(outputs, self.compute_dtype)
 
     def _batch_moments(self, x, axis):

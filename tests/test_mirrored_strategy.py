@@ -10,6 +10,7 @@ import pytest
 from keras_abra import backend, fused_step, uncertainty
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import DistributionAlignment
+from keras_abra.perturbed_norms import SharedMomentsNorm
 from tests import replicas as on
 from tests.tiny import EXPERIMENTS, smooth_backbone, tiny_backbone, tiny_batch, tiny_model
 
@@ -72,6 +73,23 @@ def test_with_synchronized_batch_norm_the_step_is_that_of_one_device(
     assert on.distance(found.gradients, expected.gradients) <= BOUND
     check_state(found.state, expected.state)
     check_logs(found.history, expected.history)
+
+
+@pytest.mark.parametrize("kind", ["clean", "moving", "auxiliary"])
+def test_other_normalizations_of_the_perturbed_branch_are_synchronized_too(monkeypatch, kind):
+    def model():
+        backbone = tiny_backbone(dropout=0.0, synchronized=True)
+        return tiny_model("diagonal", 1, TWO, backbone, perturbed_norms=kind)
+
+    expected, found = both(monkeypatch, 2, model)
+    assert on.distance(found.gradients, expected.gradients) <= BOUND
+    check_state(found.state, expected.state)
+    if kind == "clean":
+        monkeypatch.setattr(
+            SharedMomentsNorm, "_batch_moments", lambda self, x, axis: keras.ops.moments(x, [0, 1, 2][:axis])
+        )
+        apart = on.train(on.mirrored(2), model, *tiny_batch())
+        assert on.distance(apart.gradients, expected.gradients) > 10 * BOUND
 
 
 @pytest.mark.parametrize("number, structure", [(2, "diagonal"), (4, "low_rank")])
