@@ -52,7 +52,7 @@ from tfrecords.screen_layout import layout
 ABRA = {
     "stages": None,  # those of methods.PERTURB
     "warmup": 0.1,
-    "steps": 1,
+    "steps": 0,
     "step_size": 0.5,
     "alignment": "symmetric_kl",
     "alignment_weight": 1.0,
@@ -162,7 +162,9 @@ def parse(argv):
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
-    parser.add_argument("--steps", type=at_least_0, help="K of abra: the adversary's ascent steps; 0: it only draws")
+    parser.add_argument(
+        "--steps", type=at_least_0, help="of abra: K, ascent steps of the adversary (default: 0, random)"
+    )
     parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights, order and noise; the embedded screen stays the same"

@@ -130,7 +130,9 @@ def parse(argv):
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
     parser.add_argument("--method", choices=("erm", "arcface", "dsu", "abra"), default="erm")
-    parser.add_argument("--steps", type=at_least_0, help="K of abra: the adversary's ascent steps; 0: it only draws")
+    parser.add_argument(
+        "--steps", type=at_least_0, help="of abra: K, ascent steps of the adversary (default: 0, random)"
+    )
     parser.add_argument("--epochs", type=int, help="default: 90, or 30 on the embedded screen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

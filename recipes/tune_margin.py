@@ -154,6 +154,8 @@ def parse(argv):
             f"--validation-split {args.validation_split}: margins are chosen on val (or id_test); the test experiments "
             "are scored once, at the end (--confirm)"
         )
+    if "step_size" in args.search and "steps" not in args.search:
+        parser.error("--search step_size needs steps beside it: by default there are no ascent steps")
     for name in ("trials", "executions", "epochs", "batch_size", "image_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")

@@ -53,9 +53,10 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             0.5.
         perturbed_share: in (0, 1], chance of each sample to be perturbed at all; in an `ABRAModel` the same samples at
             every stage. Default 1.
-        steps: K >= 0, ascent steps of `ABRAModel`'s search; 0 keeps the random draw. The layer by itself takes none.
-            With f the share of the network's compute behind the first perturbed stage, K = 0 and K = 1 cost a step
-            1 + f, each further step 2f/3. Default 1.
+        steps: K >= 0, ascent steps of `ABRAModel`'s search: 1 or more is the adversary, the worst case within the
+            radius; 0 keeps the random draw. The layer by itself takes none. With f the share of the network's compute
+            behind the first perturbed stage, K = 0 and K = 1 cost a step 1 + f, each further step 2f/3. Default 0: in
+            no ladder was the worst case better than the random one (recipes/results/).
         step_size: eta >= 0, length of an ascent step in radii. From noise, a step of 0.5 leaves the perturbation mostly
             the random one; from 2 on the slope decides. Default 0.5.
         start: where the search starts: `"noise"` (default), a random perturbation of the whole radius, or `"zero"`, so
@@ -106,7 +107,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         radius=0.5,
         probability=1.0,
         perturbed_share=1.0,
-        steps=1,
+        steps=0,
         step_size=0.5,
         start="noise",
         shared_by=None,
@@ -137,7 +138,10 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         if not (isinstance(adversary_every, int) and adversary_every >= 1):
             raise ValueError(f"`adversary_every` must be an integer of at least 1. Received: {adversary_every!r}")
         if start == "zero" and steps == 0:
-            raise ValueError("`start` 'zero' needs an ascent step: without one nothing is perturbed. Received: steps=0")
+            raise ValueError(
+                "`start` 'zero' needs an ascent step, `steps=1` or more: without one nothing is perturbed. "
+                "Received: steps=0"
+            )
         if shared_by not in (None, "experiment"):
             raise ValueError(f"`shared_by` must be None or 'experiment'. Received: {shared_by!r}")
         for name, value in (("synchronized", synchronized), ("ramp_radius", ramp_radius)):

@@ -19,13 +19,13 @@ LOGS = ("clean_loss", "perturbed_loss", "alignment", "gain")
 
 @keras.saving.register_keras_serializable("keras_abra")
 class ABRAModel(backend.Trainer, keras.Model):
-    """Image classifier trained against worst-case shifts of its feature statistics (ABRA).
+    """Image classifier trained against shifts of its feature statistics, random or worst-case (ABRA).
 
     For models that must name a treatment in experiments they have never seen. Every training step perturbs the channel
-    statistics of the feature maps after `perturb_after`, within their uncertainty and in the direction that raises the
-    loss, and minimizes `clean + perturbed_weight * perturbed + alignment.weight * D(clean, perturbed)`, the first two
-    being cross-entropies of cosines with an angular margin. Without `perturb_after` there is one branch: the margin
-    loss alone.
+    statistics of the feature maps after `perturb_after` within their uncertainty, at random or (`uncertainty` with
+    `steps=1` or more) in the direction that raises the loss, and minimizes `clean + perturbed_weight * perturbed +
+    alignment.weight * D(clean, perturbed)`, the first two being cross-entropies of cosines with an angular margin.
+    Without `perturb_after` there is one branch: the margin loss alone.
 
     The step is fused: with f the share of the compute behind the first perturbed stage it costs 1 + f ordinary steps.
     `evaluate` and `predict` are those of the plain network: no perturbation, no experiment ids, no margin.
@@ -41,8 +41,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the
             pooled features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition. It is
             `synchronized` over the replicas if the backbone's batch normalization is.
-        uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5, one
-            ascent step of 0.5 (provisional).
+        uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5 and no
+            ascent step, a random perturbation; with `steps=1` or more it is the worst case, as in the paper.
         loss: `ArcFace` (default, margin 0.5 radians, scale 30) or `CosFace`.
         alignment: a `DistributionAlignment`. Default: symmetric KL, weight 1.
         perturbed_weight: >= 0, weight of the perturbed branch's loss. Default 1.

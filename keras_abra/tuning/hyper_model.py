@@ -33,7 +33,7 @@ SPACES = {
     "warmup": _Space(0.1, (0.0, 0.3)),
     "stages": _Space(None, None),
     "radius": _Space(0.5, (0.05, 1.0), log=True, needs=(_ADVERSARY,)),
-    "steps": _Space(1, [0, 1, 3], needs=(_ADVERSARY,)),
+    "steps": _Space(0, [0, 1, 3], needs=(_ADVERSARY,)),
     "step_size": _Space(0.5, (0.1, 2.0), log=True, needs=(_ADVERSARY, ("steps", "positive"))),
     "alignment": _Space("symmetric_kl", _ALIGNMENTS, needs=(_ADVERSARY,)),
     "alignment_weight": _Space(1.0, (0.1, 10.0), log=True, needs=(_ADVERSARY, ("alignment", "any"))),
@@ -51,7 +51,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
 
     Hyperparameters and their default spaces (and defaults: the package's own): `margin` 0 to 0.6 radians (0.5), `scale`
     8 to 64 (30), `warmup` 0 to 0.3 of the steps (0.1), `stages` (the first that is given), `radius` 0.05 to 1 (0.5),
-    `steps` 0, 1 or 3 (1), `step_size` 0.1 to 2 radii (0.5), `alignment` (symmetric_kl) and `alignment_weight` 0.1 to 10
+    `steps` 0, 1 or 3 (0), `step_size` 0.1 to 2 radii (0.5), `alignment` (symmetric_kl) and `alignment_weight` 0.1 to 10
     (1), `learning_rate` 1e-4 to 1e-2 (1e-3), `weight_decay` 1e-6 to 0.1 (1e-5). Scale, radius, step size, weight,
     learning rate and decay are searched by their logarithm. What a choice makes meaningless is not searched: the
     adversary's where no stage is perturbed, the step size where K is 0, the weight where there is no alignment.

@@ -97,6 +97,12 @@ def test_the_test_experiments_are_refused(capsys):
     assert "--validation-split test: margins are chosen on val" in capsys.readouterr().err
 
 
+def test_a_step_size_without_steps_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tune("--search", "margin", "step_size")
+    assert "step_size needs steps beside it" in capsys.readouterr().err
+
+
 def test_an_error_of_the_user_is_a_message(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
