@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import keras
 from keras import ops
@@ -141,6 +142,12 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             raise ValueError(
                 "`start` 'zero' needs an ascent step, `steps=1` or more: without one nothing is perturbed. "
                 "Received: steps=0"
+            )
+        if steps == 0 and (step_size, search_loss, adversary_every) != (0.5, "margin", 1):
+            warnings.warn(
+                "`step_size`, `search_loss` and `adversary_every` belong to the adversary, and there is none: `steps` "
+                "is 0. Give steps=1 or more, or none of them.",
+                stacklevel=2,
             )
         if shared_by not in (None, "experiment"):
             raise ValueError(f"`shared_by` must be None or 'experiment'. Received: {shared_by!r}")

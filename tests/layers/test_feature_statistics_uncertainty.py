@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -297,6 +299,16 @@ def test_statistics_are_float32_under_mixed_precision(policy):
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         FeatureStatisticsUncertainty(**arguments)
+
+
+@pytest.mark.parametrize("option", [{"step_size": 2.0}, {"search_loss": "softmax"}, {"adversary_every": 4}])
+def test_options_of_an_adversary_that_does_not_act_are_named(option):
+    with pytest.warns(UserWarning, match="belong to the adversary.*`steps` is 0"):
+        FeatureStatisticsUncertainty(**option)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureStatisticsUncertainty(steps=1, **option)
+        FeatureStatisticsUncertainty()
 
 
 def test_bad_inputs_are_named():
