@@ -384,6 +384,11 @@ class ResumableRun(keras.callbacks.Callback):
             frame = frame.f_back
         return False
 
+    @property
+    def asked_to_leave(self):
+        """Whether SIGTERM came, after which `fit` may fail where other processes have left in an earlier step."""
+        return self._termination.asked
+
     def _leave_if_asked(self, save, metrics=None):
         if self._termination.asked:
             if save:
