@@ -78,8 +78,8 @@ def step_cost(model, padding_taps=True):
       training on two branches;
     - every further ascent step: 2f/3 (suffix forward, and back to the statistics), and the first one too, where the
       `perturbed_norms` are not "own";
-    - `two_sided` alignment, or a `search_loss` without margin, or both: f/3 (the clean suffix goes back once more; for
-      the search only where it takes its direction from there);
+    - `two_sided` alignment, or a `search_loss` without margin, or both: f/3, where the first direction comes from the
+      clean pass (its suffix goes back once more);
     - more stages, their probability, structure, radius, margins: nothing more, the first stage decides.
 
     The figure returned is exact where these are round: no gradient goes to the image or to frozen weights, which makes
@@ -99,10 +99,10 @@ def step_cost(model, padding_taps=True):
         return 1.0
     prefix, plain_suffix = _model_parts(model, padding_taps)
     _, suffix = _model_parts(model, padding_taps, perturbed=True)
-    own = model.perturbed_norms == "own"
-    further = max(model.uncertainty.steps - own, 0)
+    from_clean = model.perturbed_norms == "own" and model.uncertainty.steps > 0
+    further = model.uncertainty.steps - from_clean
     cost = sum(prefix) + sum(suffix) + sum(plain_suffix) + further * (suffix.forward + suffix.inputs)
-    once_more = model.alignment.two_sided or (own and model.uncertainty.search_loss == "softmax")
+    once_more = from_clean and (model.alignment.two_sided or model.uncertainty.search_loss == "softmax")
     cost += suffix.inputs if once_more else 0
     return cost / (sum(prefix) + sum(plain_suffix))
 

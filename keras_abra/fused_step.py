@@ -105,7 +105,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
     zeros = [ops.zeros((batch, 2 * stage.channels), "float32") for stage in stages]
     two_sided = bool(stages) and alignment.two_sided
     softmax = bool(stages) and model.uncertainty.search_loss == "softmax"
-    as_clean = model.perturbed_norms == "own"  # the first direction is the clean pass's
+    as_clean = model.perturbed_norms == "own" and model.uncertainty.steps > 0  # the first direction is the clean pass's
     keep = two_sided or (softmax and as_clean)
     (_, logits, embedding), aux, clean_pullback = linearize(clean, [trainable, [z], zeros], keep=keep)
     clean_loss, penalties, statistics, moments, state = aux

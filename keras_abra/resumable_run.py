@@ -60,7 +60,8 @@ class ResumableRun(keras.callbacks.Callback):
     Checkpoints are written at the end of each epoch, every `every` steps, and when SIGTERM asks the process to leave:
     it finishes the step, saves, and leaves with exit code 75 (`EXIT_CODE`, "try again later"), in validation after a
     batch of it. After 20 s without an end of a step it leaves without saving. SIGTERM can be caught in the main thread
-    only. Each checkpoint is written aside, synced, renamed, and has checksums; the last two are kept.
+    only. Of several processes it is enough that one is asked: they agree after each step, and leave together. Each
+    checkpoint is written aside, synced, renamed, and has checksums; the last two are kept.
 
     Of a model with several optimizers only `model.optimizer` is stored.
 
@@ -384,13 +385,8 @@ class ResumableRun(keras.callbacks.Callback):
             frame = frame.f_back
         return False
 
-    @property
-    def asked_to_leave(self):
-        """Whether SIGTERM came, after which `fit` may fail where other processes have left in an earlier step."""
-        return self._termination.asked
-
     def _leave_if_asked(self, save, metrics=None):
-        if self._termination.asked:
+        if backend.in_any_process(self._termination.asked):  # all leave after the same step
             if save:
                 self._save(self._epoch, self._step, metrics)
             self._termination.leave()

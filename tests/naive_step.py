@@ -37,7 +37,7 @@ class _Step:
         """With other calls of the batch normalizations behind the first stage."""
         model = self.model
         layers = [layer for part in [*model.backbone_parts[1:], model.neck] for layer in part.layers]
-        layers = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        layers = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
         own = {layer.name: layer.call for layer in layers}
         twins = {layer.name.removesuffix("_twin"): layer for layer in model.auxiliary_norms}
 

@@ -121,6 +121,8 @@ def test_the_step_costs_one_and_the_share_and_two_thirds_of_it_for_each_further_
     assert cost(perturbed_norms="clean") - cost() == pytest.approx(2 / 3 * f, rel=0.02)
     assert cost(perturbed_norms="clean", search_loss="softmax") == cost(perturbed_norms="clean")
     assert cost(perturbed_norms="clean", steps=0) == cost()
+    assert cost(steps=0, search_loss="softmax") == cost()
+    assert cost(steps=0, alignment=DistributionAlignment(two_sided=True)) == cost()
 
 
 def test_without_a_stage_the_step_is_a_plain_one():

@@ -130,6 +130,17 @@ def test_other_normalizations_go_with_what_takes_more_passes(kind):
     assert compare(model, run_eagerly=False) == []
 
 
+@pytest.mark.parametrize("kind", ["clean", "moving"])
+def test_a_normalization_that_is_frozen_stays_as_it_is_in_both_branches(kind):
+    model = with_norms(kind, 2)
+    frozen = [layer for layer in model.backbone.layers if isinstance(layer, keras.layers.BatchNormalization)][-1]
+    x, y = tiny_batch(seed=1)
+    train_once(model, x, y)  # moving statistics of its own
+    frozen.trainable = False
+    assert compare(model) == []
+    assert not {w.path for w in frozen.weights} & {w.path for w in model.trainable_variables}
+
+
 @pytest.mark.parametrize("kind", ["clean", "moving", "auxiliary"])
 def test_the_comparison_sees_the_normalizations(kind):
     assert compare(with_norms(kind, 1), mutant="own norms") != []

@@ -155,11 +155,11 @@ def masked_features(monkeypatch, seed, own=True):
     """Clean features of the replicas' equal parts, behind dropout, in a step with real noise; and the new seeds."""
     seen, embed = {}, ABRAModel.embed_features
 
-    def record(self, features, training):
+    def record(self, features, training, **kwargs):
         if training:
             replica = int(tf.distribute.get_replica_context().replica_id_in_sync_group)
             seen.setdefault(replica, []).append(features.numpy())
-        return embed(self, features, training)
+        return embed(self, features, training, **kwargs)
 
     def model():
         image = keras.Input((8, 8, 2))

@@ -24,6 +24,7 @@ replica_values, set_replica_values = chosen.replica_values, chosen.set_replica_v
 generator_state, set_generator_state = chosen.generator_state, chosen.set_generator_state
 process_count, process_index = chosen.process_count, chosen.process_index
 wait_for_processes = chosen.wait_for_processes
+in_any_process = chosen.in_any_process
 
 __all__ = [
     "Replicated",
@@ -33,6 +34,7 @@ __all__ = [
     "generator_state",
     "global_rows",
     "global_sum",
+    "in_any_process",
     "linearize",
     "process_count",
     "process_index",

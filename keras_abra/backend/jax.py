@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 from keras import tree
 
 
@@ -85,6 +86,15 @@ def wait_for_processes():
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("keras_abra")
+
+
+def in_any_process(flag):
+    """Whether `flag` holds in one of the processes that train together; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _in_every_process(value):

@@ -116,6 +116,11 @@ def wait_for_processes():
     """Nothing: a strategy's processes go on together by themselves."""
 
 
+def in_any_process(flag):
+    """Whether `flag` holds in one of the processes that train together; runs of several are refused here."""
+    return flag
+
+
 class Replicated:
     """Nothing: Keras's own `fit`, `evaluate` and `predict` know `tf.distribute` strategies."""
 

@@ -143,6 +143,21 @@ def wait_for_processes():
         dist.barrier()
 
 
+def in_any_process(flag):
+    """Whether `flag` holds in one of the processes that train together; all of them must ask."""
+    if replicas() == 1:
+        return flag
+    found = torch.tensor(int(flag), device="cpu")
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
+    return bool(found)
+
+
+@functools.cache
+def _host_group(world):
+    """A group of the same processes whose messages do not wait for the accelerator."""
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+
+
 def _sum_all(tensors):
     """Each tensor summed over the replicas, in one message; None stays."""
     present = [t for t in tensors if t is not None]

@@ -46,16 +46,16 @@ class ABRAModel(backend.Trainer, keras.Model):
         loss: `ArcFace` (default, margin 0.5 radians, scale 30) or `CosFace`.
         alignment: a `DistributionAlignment`. Default: symmetric KL, weight 1.
         perturbed_weight: >= 0, weight of the perturbed branch's loss. Default 1.
-        perturbed_norms: how batch normalization works in the perturbed branch: `"own"` (default), by the statistics of
-            its own mini-batch, which take back what all samples share; `"clean"`, by those of the clean branch;
-            `"moving"`, by the moving statistics; `"auxiliary"`, by its own and with weights of its own, which inference
-            does not use, as in AdvProp (Xie et al., CVPR 2020). With all but `"own"` the first ascent direction needs a
-            pass of its own, and costs as much as a further one.
         warmup: length of the ramp over which the margin grows from 0, and after which the adversary starts: a number of
             optimizer steps (int), or a share of all steps of `fit` (float in [0, 1)). Default 0.1. `train_on_batch`
             knows no number of all steps and takes a float as no ramp. The ramp is a weight of the model: it is saved,
             and a later `fit` does not start it anew.
         class_names: optional names of the classes, saved with the model.
+        perturbed_norms: how batch normalization works in the perturbed branch: `"own"` (default), by the statistics of
+            its own mini-batch, which take back what all samples share; `"clean"`, by those of the clean branch;
+            `"moving"`, by the moving statistics; `"auxiliary"`, by its own and with weights of its own, which inference
+            does not use, as in AdvProp (Xie et al., CVPR 2020). With all but `"own"` the first ascent direction needs a
+            pass of its own, and costs as much as a further one.
         **kwargs: as for `keras.Model`.
 
     Call arguments:
@@ -93,9 +93,9 @@ class ABRAModel(backend.Trainer, keras.Model):
         loss=None,
         alignment=None,
         perturbed_weight=1.0,
-        perturbed_norms="own",
         warmup=0.1,
         class_names=None,
+        perturbed_norms="own",
         **kwargs,
     ):
         super().__init__(**kwargs)
