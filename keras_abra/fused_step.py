@@ -163,10 +163,22 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
             _, _, search_pullback = linearize(search, [perturbation(points) if k else zeros])
             (slopes,) = search_pullback([seed], [0])
         points = ascend(points, slopes)
-    worst = perturbation(points)
+
+    learned = model.uncertainty.learned_scale
+    if learned:
+
+        def stretched(log_scales):
+            moved = [uncertainty.stretch(*each) for each in zip(uncertain, points, log_scales, strict=True)]
+            triples = zip(uncertain, moved, active, strict=True)
+            return tuple(uncertainty.offsets(u, p) * a for u, p, a in triples), None
+
+        (log_scales, started), _, _ = stateless(model.learned_scales, trainable, state)
+        worst, _, scale_pullback = linearize(stretched, [log_scales])
+    else:
+        worst = perturbation(points)
 
     # Perturbed: from z on, with the state and random masks of the clean pass; its own state is dropped.
-    def perturbed(trainable, z, logits, embedding):
+    def perturbed(trainable, z, logits, embedding, worst):
         margin_loss, _, new_logits, new_embedding, _ = suffix(model.branches.perturbed, trainable, z[0], worst, moments)
         pair = (embedding[0], new_embedding) if alignment.on == "embeddings" else (logits[0], new_logits)
         average = mean if alignment.on == "logits" else _weighted_mean(batch, count, None)
@@ -174,17 +186,21 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         total = model.perturbed_weight * margin_loss + alignment.weight * divergence
         return (total,), (margin_loss, divergence)
 
-    primals = [trainable, [z], [logits], [embedding]]
+    primals = [trainable, [z], [logits], [embedding], list(worst)]
     _, (perturbed_loss, divergence), pullback = linearize(perturbed, primals)
+    sources = [0, 1, *([2, 3] if two_sided else []), *([4] if learned else [])]
+    more, (more_dz,), *others = pullback([seed], sources)
     if two_sided:
-        more, (more_dz,), (d_logits,), (d_embedding,) = pullback([seed], [0, 1, 2, 3])
+        (d_logits,), (d_embedding,), *others = others
         gradients, (dz,) = clean_pullback([seed, d_logits, d_embedding], [0, 1])
-    else:
-        more, (more_dz,) = pullback([seed], [0, 1])
-        if keep:
-            gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
+    elif keep:
+        gradients, (dz,) = clean_pullback([seed, None, None], [0, 1])
     first = prefix_pullback([dz + more_dz, seed], [0])[0]
     gradients = _add(_add(gradients, more), first)
+    if learned:  # climbs what all others descend
+        (slopes,) = scale_pullback(others[0], [0])
+        climbs = {id(s.log_scale): -started * slope for s, slope in zip(stages, slopes, strict=True)}
+        gradients = [climbs.get(id(v), g) for v, g in zip(model.trainable_variables, gradients, strict=True)]
 
     total = clean_loss + model.perturbed_weight * perturbed_loss + alignment.weight * divergence
     losses = {

@@ -115,6 +115,18 @@ def rescale(uncertainty, coordinates, length):
     return coordinates * ops.where(norm > 0, length / ops.where(norm > 0, norm, 1.0), 1.0)
 
 
+def stretch(uncertainty, coordinates, log_scale):
+    """The same size, shared out otherwise: each coordinate times a scale in (1 / e^2, e^2).
+
+    Args:
+        uncertainty: `Uncertainty`.
+        coordinates: `(batch, columns)`.
+        log_scale: `(columns,)`; the scale is `exp(2 * tanh(log_scale))`.
+    """
+    scaled = coordinates * ops.exp(2.0 * ops.tanh(log_scale))
+    return rescale(uncertainty, scaled, size(uncertainty, coordinates))
+
+
 def ascend(uncertainty, coordinates, gradient, length, step_size):
     """One step uphill on the sphere `size(d) = length`, each sample by itself.
 

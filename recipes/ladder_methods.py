@@ -100,6 +100,7 @@ ONLY_ADVERSARIES = {
     "zero_start": {"start": "zero"},
     "adversary_every=4": {"adversary_every": 4},
     "search_loss=softmax": {"search_loss": "softmax"},
+    "learned_scale": {"learned_scale": True, "steps": 0},  # the adversary is the scale
 }
 # Where the worst case may beat the random one: along the directions in which experiments of a cell type differ, as far
 # as they do (radius 1), for each sample or one for an experiment; from noise or from zero.
@@ -115,7 +116,11 @@ DESIGNS = {
 ABLATION = {
     **{f"abra_random:{name}": ADVERSARY | {"steps": 0} | change for name, change in (VARIANTS | DESIGNS).items()},
     **{f"abra:{name}": ADVERSARY | change for name, change in (VARIANTS | DESIGNS | ONLY_ADVERSARIES).items()},
-    **{f"abra:{name}+zero_start": ADVERSARY | change | {"start": "zero"} for name, change in DESIGNS.items()},
+    **{
+        f"abra:{name}+{search}": ADVERSARY | change | ONLY_ADVERSARIES[search]
+        for name, change in DESIGNS.items()
+        for search in ("zero_start", "learned_scale")
+    },
 }
 
 
@@ -141,7 +146,7 @@ SPACES = {
 }
 SEARCH_OPTIONS = (
     *("radius", "steps", "step_size", "start", "shared_by"),
-    *("perturbed_share", "search_loss", "adversary_every", "ramp_radius"),
+    *("perturbed_share", "search_loss", "adversary_every", "ramp_radius", "learned_scale"),
 )
 OWN = ("radius", "probability", "alpha", "penalty", "margin", "scale")
 

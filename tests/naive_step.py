@@ -203,13 +203,32 @@ class _Step:
                 moved = rescale(points[i] + eta * length * g / np.where(norm > 0, norm, 1), space, length)
                 points[i] = np.where(norm > 0, moved, points[i])
         worst = [np.float32((p * a) @ space[0]) for p, a, space in zip(points, active, spaces, strict=True)]
+        learned = self.learned() if template.learned_scale else []
+
+        def stretched(trainable):
+            """With a scale for each coordinate, whose gradient is reversed, and 0 before the adversary starts."""
+            found = []
+            for i, point, a, (rows, spread, _) in zip(learned, points, active, spaces, strict=True):
+                value = trainable[i]
+                if self.mutant != "scale descends":
+                    value = 2 * ops.stop_gradient(value) - value
+                if self.steps < self.length:
+                    value = ops.stop_gradient(value)
+                moved = ops.convert_to_tensor(np.float32(point)) * ops.exp(2 * ops.tanh(value))
+                offset = ops.matmul(moved, np.float32(rows))
+                norm = ops.sqrt(ops.sum((offset * ops.convert_to_tensor(np.float32(1 / spread))) ** 2, axis=1))[:, None]
+                length = size(point, (rows, spread)) * a
+                found.append(offset / norm * ops.convert_to_tensor(np.float32(length)))
+            return found
 
         def total(trainable, parts=False):
             cosine, embedding, penalty, _, _ = self.forward(trainable, self.zeros())
             shared = trainable
             if self.mutant == "shared part":
                 shared = [ops.stop_gradient(v) if i in self.prefix() else v for i, v in enumerate(trainable)]
-            new_cosine, new_embedding, _, _, _ = self.forward(shared, worst, perturbed=True)
+            new_cosine, new_embedding, _, _, _ = self.forward(
+                shared, stretched(trainable) if learned else worst, perturbed=True
+            )
             clean_side = cosine if model.alignment.two_sided else ops.stop_gradient(cosine)
             alignment = self.divergence(clean_side, new_cosine)
             regularization = self.regularization(trainable) * (2 if self.mutant == "regularization twice" else 1)
@@ -228,6 +247,11 @@ class _Step:
         losses["gain"] = losses["perturbed_loss"] - losses["clean_loss"]
         slopes = gradients(total, self.trainable)
         return slopes, [keras.ops.convert_to_numpy(v) for v in state], losses
+
+    def learned(self):
+        """Positions of the stages' scales among the trainable variables."""
+        ids = [id(v) for v in self.model.trainable_variables]
+        return [ids.index(id(stage.log_scale)) for stage in self.model.stages]
 
     def prefix(self):
         ids = {id(v) for v in self.model.backbone_parts[0].trainable_variables}

@@ -30,6 +30,7 @@ CASES = {
     "low_rank": lambda **kw: tiny_model("low_rank", 2, TWO, **kw),
     "domain": lambda **kw: tiny_model("domain", 1, **kw),
     "shared": lambda **kw: tiny_model("diagonal", 2, layer={"shared_by": "experiment"}, **kw),
+    "learned": lambda **kw: tiny_model("diagonal", 0, TWO, layer={"learned_scale": True}, **kw),
     "coral": lambda **kw: tiny_model("diagonal", 1, TWO, alignment=two_sided("coral", 30.0 if JAX else 1e4), **kw),
     "mmd": lambda **kw: tiny_model("low_rank", 2, TWO, alignment=two_sided("mmd", 30.0), **kw),
     "dsu": lambda backbone, **kw: tiny_model(perturb_after=(), backbone=with_dsu(backbone), **kw),

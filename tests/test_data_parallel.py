@@ -22,7 +22,7 @@ torch_only = pytest.mark.skipif(BACKEND != "torch", reason="each process is a re
 
 MISTAKEN = [f"{case}/{mistake}" for mistake, case in MUTANTS.items()]
 if BACKEND == "torch":
-    ONE = ["diagonal", "low_rank", "domain", "shared", "coral", "mmd", "dsu", "erm", "clipped", "uneven"]
+    ONE = ["diagonal", "low_rank", "domain", "shared", "learned", "coral", "mmd", "dsu", "erm", "clipped", "uneven"]
     MANY = {"processes": [*ONE, "norm", "own", "noise", "noise/no mistake", *MISTAKEN]}
 else:  # each case is compiled anew
     ONE = ["coral", "mmd", "domain", "dsu"]

@@ -146,6 +146,43 @@ def test_the_comparison_sees_the_normalizations(kind):
     assert compare(with_norms(kind, 1), mutant="own norms") != []
 
 
+def with_scales(structure, **kwargs):
+    model = tiny_model(structure, 0, STAGES["two"], **kwargs)
+    for stage in model.stages:
+        stage.log_scale.assign(np.random.default_rng(0).normal(size=stage.log_scale.shape))
+    return model
+
+
+LEARNED = {
+    "alone": {},
+    "shared part": {"shared_by": "experiment", "perturbed_share": 0.5, "probability": 0.7},
+}
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "domain"])
+@pytest.mark.parametrize("option", LEARNED)
+def test_a_learned_scale_climbs_what_all_else_descends(option, structure):
+    layer = {"learned_scale": True, **LEARNED[option]}
+    assert compare(with_scales(structure, layer=layer), warm=structure == "domain") == []
+
+
+def test_a_learned_scale_goes_with_two_sided_alignment_and_other_normalizations():
+    alignment = DistributionAlignment(weight=3.0, two_sided=True)
+    model = with_scales("diagonal", layer={"learned_scale": True}, alignment=alignment, perturbed_norms="clean")
+    assert compare(model, run_eagerly=False) == []
+
+
+def test_a_learned_scale_waits_for_the_end_of_the_ramp():
+    model = with_scales("diagonal", layer={"learned_scale": True, "ramp_radius": True})
+    model.ramp.start(4)
+    model.ramp.advance(2)
+    assert compare(model) == []
+
+
+def test_the_comparison_sees_which_way_a_scale_goes():
+    assert compare(with_scales("diagonal", layer={"learned_scale": True}), mutant="scale descends") != []
+
+
 def test_no_penalty_is_lost_to_a_recycled_id():
     class EveryId(set):
         def __contains__(self, _):

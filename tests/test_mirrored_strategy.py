@@ -92,6 +92,16 @@ def test_other_normalizations_of_the_perturbed_branch_are_synchronized_too(monke
         assert on.distance(apart.gradients, expected.gradients) > 10 * BOUND
 
 
+def test_a_learned_scale_climbs_the_loss_of_all_replicas(monkeypatch):
+    expected, found = both(monkeypatch, 2, lambda: build("diagonal", TWO, 0, layer={"learned_scale": True}))
+    assert on.distance(found.gradients, expected.gradients) <= BOUND
+    names = [v.path.split("/")[-1] for v in found.model.trainable_variables]
+    pairs = [
+        pair for name, *pair in zip(names, found.gradients, expected.gradients, strict=True) if name == "log_scale"
+    ]
+    assert len(pairs) == 2 and all(on.distance([a], [b]) <= BOUND and np.abs(b).max() > 0 for a, b in pairs)
+
+
 @pytest.mark.parametrize("number, structure", [(2, "diagonal"), (4, "low_rank")])
 def test_an_experiment_on_several_replicas_shares_one_perturbation(monkeypatch, number, structure):
     def model():

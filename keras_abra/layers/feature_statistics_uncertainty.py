@@ -63,6 +63,12 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         start: where the search starts: `"noise"` (default), a random perturbation of the whole radius, or `"zero"`, so
             that the first step alone decides the direction. It needs an ascent step, and perturbs nothing where there
             is no slope and before the adversary starts.
+        learned_scale: whether the perturbation is random along directions that are learned: each coordinate of the
+            draw times a scale of its own, a weight that climbs the perturbed branch's loss while all others descend it,
+            after the `warmup` of `ABRAModel`; the radius stays. An adversary of the screen and not of the sample, which
+            cannot follow the class of one image. The idea is AdvStyle's (Zhang et al., arXiv 2301.12643), whose scale
+            is the radius as well. Needs `steps=0` and a radius, and costs nothing that counts; not for `"low_rank"`,
+            whose coordinates are the samples of a mini-batch. Default False.
         search_loss: what the search climbs: `"margin"` (default), the loss with the angular margin, or `"softmax"`, the
             margin-free cross-entropy, which costs a step f/3 more.
         adversary_every: n >= 1: the adversary acts in every n-th optimizer step, and in the others the random start
@@ -115,6 +121,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         search_loss="margin",
         adversary_every=1,
         ramp_radius=False,
+        learned_scale=False,
         num_experiments=None,
         experiment_groups=None,
         synchronized=True,
@@ -151,9 +158,18 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             )
         if shared_by not in (None, "experiment"):
             raise ValueError(f"`shared_by` must be None or 'experiment'. Received: {shared_by!r}")
-        for name, value in (("synchronized", synchronized), ("ramp_radius", ramp_radius)):
+        for name, value in (
+            ("synchronized", synchronized),
+            ("ramp_radius", ramp_radius),
+            ("learned_scale", learned_scale),
+        ):
             if not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be True or False. Received: {value!r}")
+        if learned_scale and (steps or radius is None or structure == "low_rank"):
+            raise ValueError(
+                "`learned_scale` needs steps=0, a radius, and structure 'diagonal' or 'domain'. Received: "
+                f"steps={steps}, radius={radius}, structure={structure!r}"
+            )
         _check_experiments(structure, num_experiments, experiment_groups)
         self.structure = structure
         self.radius = radius
@@ -166,6 +182,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         self.search_loss = search_loss
         self.adversary_every = adversary_every
         self.ramp_radius = ramp_radius
+        self.learned_scale = learned_scale
         self.num_experiments = num_experiments
         self.experiment_groups = None if experiment_groups is None else [int(g) for g in experiment_groups]
         self.synchronized = synchronized
@@ -185,6 +202,9 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             state = {"initializer": "zeros", "dtype": "float32", "trainable": False}  # alike in all replicas
             self.experiment_means = self.add_weight(shape=(rows, 2 * self.channels), name="experiment_means", **state)
             self.experiments_seen = self.add_weight(shape=(rows,), name="experiments_seen", **state)
+        if self.learned_scale:
+            columns = self.num_experiments if self.structure == "domain" else 2 * self.channels
+            self.log_scale = self.add_weight(shape=(columns,), initializer="zeros", dtype="float32", name="log_scale")
 
     def call(self, inputs, experiment=None, training=None):
         if not training:
@@ -195,6 +215,10 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         uncertain = self.uncertainty(statistics, experiment)
         batch = ops.shape(inputs)[0]
         coordinates = self.share(uncertain, self.draw(uncertain, batch), experiment)
+        if self.learned_scale:
+            log_scale = ops.convert_to_tensor(self.log_scale)
+            reversed_gradient = 2.0 * ops.stop_gradient(log_scale) - log_scale
+            coordinates = uncertainty.stretch(uncertain, coordinates, reversed_gradient)
         coordinates = coordinates * self.draw_active() * self.draw_perturbed(batch)
         outputs, _ = shift_statistics(inputs, uncertainty.offsets(uncertain, coordinates))
         self.update_means(ops.stop_gradient(statistics), experiment)
@@ -299,6 +323,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             "search_loss": self.search_loss,
             "adversary_every": self.adversary_every,
             "ramp_radius": self.ramp_radius,
+            "learned_scale": self.learned_scale,
             "num_experiments": self.num_experiments,
             "experiment_groups": self.experiment_groups,
             "synchronized": self.synchronized,

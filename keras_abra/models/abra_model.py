@@ -235,6 +235,10 @@ class ABRAModel(backend.Trainer, keras.Model):
             step_size *= self.ramp.is_multiple(self.uncertainty.adversary_every)
         return step_size, self.ramp.margin_factor() if self.uncertainty.ramp_radius else None
 
+    def learned_scales(self):
+        """The stages' logarithms of scale, and 1.0 from the end of the ramp on, else 0.0."""
+        return [stage.log_scale.value for stage in self.stages], self.ramp.adversary_started()
+
     def is_finite(self, result):
         """Whether loss and gradients of a step are, a scalar, on all replicas alike."""
         finite = ops.logical_and(ops.isfinite(result.losses["loss"]), self._gradients_finite(result))

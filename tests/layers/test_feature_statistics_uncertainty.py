@@ -279,6 +279,10 @@ def test_statistics_are_float32_under_mixed_precision(policy):
         ({"search_loss": "focal"}, "`search_loss` must be one of"),
         ({"adversary_every": 0}, "`adversary_every` must be an integer"),
         ({"ramp_radius": 1}, "`ramp_radius` must be True or False"),
+        ({"learned_scale": 1}, "`learned_scale` must be True or False"),
+        ({"learned_scale": True, "steps": 1}, "`learned_scale` needs steps=0, .* Received: steps=1"),
+        ({"learned_scale": True, "radius": None}, "`learned_scale` needs .* radius=None"),
+        ({"learned_scale": True, "structure": "low_rank"}, "`learned_scale` needs .* structure='low_rank'"),
         ({"steps": -1}, "`steps` must be an integer"),
         ({"steps": 1.5}, "`steps` must be an integer"),
         ({"step_size": -0.1}, "`step_size` must be a number"),
@@ -329,6 +333,39 @@ def test_the_config_gives_the_same_layer():
     config = keras.saving.serialize_keras_object(layer)
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == layer.get_config()
+
+    layer = built(learned_scale=True)
+    assert keras.layers.deserialize(keras.layers.serialize(layer)).learned_scale
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "domain"])
+def test_a_learned_scale_shares_the_size_out_and_keeps_it(structure):
+    layer = built(structure, learned_scale=True, radius=0.4)
+    uncertain = measured(layer, features(), EXPERIMENT)
+    points = layer.draw(uncertain, 6)
+    log_scale = np.linspace(-3, 3, layer.log_scale.shape[0]).astype("float32")
+    scaled = maths.stretch(uncertain, points, ops.convert_to_tensor(log_scale))
+    np.testing.assert_allclose(maths.size(uncertain, scaled), maths.size(uncertain, points), rtol=1e-5)
+    ratio = keras.ops.convert_to_numpy(scaled / points)
+    np.testing.assert_allclose(ratio / ratio[:, :1], [np.exp(2 * np.tanh(log_scale) - 2 * np.tanh(-3))] * 6, rtol=1e-4)
+    assert np.all(keras.ops.convert_to_numpy(maths.stretch(uncertain, points, layer.log_scale.value) == points))
+
+
+def test_a_learned_scale_by_itself_climbs_the_loss_that_the_rest_descends():
+    x, weight = features(), features(seed=1)
+
+    def loss(log_scale):
+        layer = built(learned_scale=True, radius=0.4)  # its first draw
+        with keras.StatelessScope(state_mapping=[(layer.log_scale, ops.convert_to_tensor(log_scale))]):
+            return ops.sum(layer(x, training=True) * ops.convert_to_tensor(weight))
+
+    start = np.linspace(-0.5, 0.5, 8).astype("float32")
+    slope, step = gradient(loss, start), 1e-2
+    for i in range(8):
+        change = step * np.eye(8, dtype="float32")[i]
+        expected = (float(loss(start + change)) - float(loss(start - change))) / (2 * step)
+        assert -slope[i] == pytest.approx(expected, rel=0.03, abs=0.03)
+    assert np.abs(slope).max() > 0.3
 
 
 def test_it_trains_inside_a_plain_model():

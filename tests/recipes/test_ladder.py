@@ -145,14 +145,15 @@ def test_every_adversary_has_its_random_control():
     for method in ABLATION:
         if method.startswith("abra:"):
             control, own = method_settings(random_control(method)), method_settings(method)
-            assert control["steps"] == 0 < own["steps"]
+            assert control["steps"] == 0 and "learned_scale" not in control
+            assert own["steps"] > 0 or own["learned_scale"]
             differs = {name for name, value in own.items() if control.get(name) != value}
-            assert differs <= {"steps", "step_size", "start", "search_loss", "adversary_every"}, method
+            assert differs <= {"steps", "step_size", "start", "search_loss", "adversary_every", "learned_scale"}, method
     assert random_control("abra") == "abra_random" and random_control("abra_random:shared") is None
     assert random_control("abra:zero_start") == "abra_random"
 
 
-SEARCHES = ["shared", "part", "zero_start", "adversary_every=4", "search_loss=softmax", "ramp_radius"]
+SEARCHES = ["shared", "part", "zero_start", "adversary_every=4", "search_loss=softmax", "ramp_radius", "learned_scale"]
 SEARCHES += [
     "shared+domain_cell_type+radius=1",
     "domain_cell_type+radius=1+zero_start",
