@@ -199,7 +199,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
     gradients = _add(_add(gradients, more), first)
     if learned:  # climbs what all others descend
         (slopes,) = scale_pullback(others[0], [0])
-        climbs = {id(s.log_scale): -started * slope for s, slope in zip(stages, slopes, strict=True)}
+        climbs = {id(s.log_scale): ops.where(started > 0, -g, 0.0) for s, g in zip(stages, slopes, strict=True)}
         gradients = [climbs.get(id(v), g) for v, g in zip(model.trainable_variables, gradients, strict=True)]
 
     total = clean_loss + model.perturbed_weight * perturbed_loss + alignment.weight * divergence

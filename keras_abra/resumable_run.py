@@ -266,7 +266,7 @@ class ResumableRun(keras.callbacks.Callback):
         for callback in self.callbacks:
             callback.on_train_end(logs)
         self._leave_if_asked(save=False)
-        self.close()
+        self._termination.release(again=True)  # it may have come while this process waited for the others
 
     def on_test_begin(self, logs=None):
         if self._training:  # validation clears the metrics of the epoch
@@ -384,6 +384,11 @@ class ResumableRun(keras.callbacks.Callback):
                 return True
             frame = frame.f_back
         return False
+
+    @property
+    def asked_to_leave(self):
+        """Whether SIGTERM came. Then `fit` may fail because another process left, its step not having ended in time."""
+        return self._termination.asked
 
     def _leave_if_asked(self, save, metrics=None):
         if backend.in_any_process(self._termination.asked):  # all leave after the same step

@@ -27,14 +27,16 @@ class Termination:
         if threading.current_thread() is threading.main_thread() and self._before is None:
             self._before = signal.signal(signal.SIGTERM, self._note)
 
-    def release(self):
-        """Gives the signal back."""
+    def release(self, again=False):
+        """Gives the signal back; with `again`, one that was noted also does now what it did before."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if again and self.asked:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def leave(self):
         """Ends the program.

@@ -101,7 +101,8 @@ def size(uncertainty, coordinates):
     """`size(d)` `(batch, 1)` of the perturbation that has these coordinates, in units of the spread."""
     spread = uncertainty.spread
     ratio = ops.where(spread > 0, offsets(uncertainty, coordinates) / ops.where(spread > 0, spread, 1.0), 0.0)
-    return ops.sqrt(ops.sum(ops.square(ratio), axis=-1, keepdims=True))
+    squares = ops.sum(ops.square(ratio), axis=-1, keepdims=True)
+    return ops.where(squares > 0, ops.sqrt(ops.where(squares > 0, squares, 1.0)), 0.0)  # with a slope of 0 at 0
 
 
 def radius(uncertainty, rho):

@@ -223,6 +223,7 @@ def build_contender(settings, shape, classes, cell_types, warmup):
         elif "objective" in settings:
             model = ObjectiveModel(network, _objective(settings, len(cell_types), warmup))
     optimizer = keras.optimizers.AdamW(settings["learning_rate"], weight_decay=settings["weight_decay"])
+    optimizer.exclude_from_weight_decay(var_names=["log_scale"])
     if head == "softmax" and "objective" not in settings:
         kind = keras.losses.CategoricalCrossentropy if "mix" in settings else keras.losses.SparseCategoricalCrossentropy
         model.compile(optimizer, kind(from_logits=True))

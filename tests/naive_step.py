@@ -216,9 +216,10 @@ class _Step:
                     value = ops.stop_gradient(value)
                 moved = ops.convert_to_tensor(np.float32(point)) * ops.exp(2 * ops.tanh(value))
                 offset = ops.matmul(moved, np.float32(rows))
-                norm = ops.sqrt(ops.sum((offset * ops.convert_to_tensor(np.float32(1 / spread))) ** 2, axis=1))[:, None]
+                squares = ops.sum((offset * ops.convert_to_tensor(np.float32(1 / spread))) ** 2, axis=1)[:, None]
+                norm = ops.where(squares > 0, ops.sqrt(ops.where(squares > 0, squares, 1.0)), 0.0)
                 length = size(point, (rows, spread)) * a
-                found.append(offset / norm * ops.convert_to_tensor(np.float32(length)))
+                found.append(offset / ops.where(norm > 0, norm, 1.0) * ops.convert_to_tensor(np.float32(length)))
             return found
 
         def total(trainable, parts=False):

@@ -155,15 +155,24 @@ def with_scales(structure, **kwargs):
 
 LEARNED = {
     "alone": {},
-    "shared part": {"shared_by": "experiment", "perturbed_share": 0.5, "probability": 0.7},
+    "shared part": {"shared_by": "experiment", "perturbed_share": 0.5},
 }
+
+
+def scale_gradients(model):
+    """Of the last step."""
+    ids = {id(stage.log_scale) for stage in model.stages}
+    pairs = zip(model.trainable_variables, model.optimizer.recorded(), strict=True)
+    return [gradient for variable, gradient in pairs if id(variable) in ids]
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "domain"])
 @pytest.mark.parametrize("option", LEARNED)
 def test_a_learned_scale_climbs_what_all_else_descends(option, structure):
     layer = {"learned_scale": True, **LEARNED[option]}
-    assert compare(with_scales(structure, layer=layer), warm=structure == "domain") == []
+    model = with_scales(structure, layer=layer)
+    assert compare(model, warm=structure == "domain") == []
+    assert all(np.abs(g).max() > 1e-4 for g in scale_gradients(model))
 
 
 def test_a_learned_scale_goes_with_two_sided_alignment_and_other_normalizations():
@@ -172,11 +181,13 @@ def test_a_learned_scale_goes_with_two_sided_alignment_and_other_normalizations(
     assert compare(model, run_eagerly=False) == []
 
 
-def test_a_learned_scale_waits_for_the_end_of_the_ramp():
+@pytest.mark.parametrize("steps", [0, 2])  # at 0 the radius is 0 too
+def test_a_learned_scale_waits_for_the_end_of_the_ramp(steps):
     model = with_scales("diagonal", layer={"learned_scale": True, "ramp_radius": True})
     model.ramp.start(4)
-    model.ramp.advance(2)
+    model.ramp.advance(steps)
     assert compare(model) == []
+    assert not any(np.abs(g).max() for g in scale_gradients(model))
 
 
 def test_the_comparison_sees_which_way_a_scale_goes():

@@ -384,6 +384,29 @@ def test_a_signal_behind_the_last_save_of_an_epoch_is_not_lost(tmp_path, epoch):
     assert history.epoch == [0, 1, 2]
 
 
+def test_a_signal_behind_the_last_question_of_fit_does_what_it_did_before(tmp_path, monkeypatch):
+    got = []
+
+    def waits_for_others(flag):
+        if flag_at_the_end:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return flag
+
+    class End(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            flag_at_the_end.append(1)
+
+    flag_at_the_end = []
+    monkeypatch.setattr("keras_abra.backend.in_any_process", waits_for_others)
+    before = signal.signal(signal.SIGTERM, lambda *args: got.append(args[0]))
+    try:
+        run = ResumableRun(tmp_path, callbacks=[End()])
+        plain_model().fit(*arrays(), **FIT, epochs=1, callbacks=[run])
+        assert got == [signal.SIGTERM] and run.asked_to_leave
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_after_an_error_in_fit_the_signal_does_again_what_it_did(tmp_path):
     got = []
     before = signal.signal(signal.SIGTERM, lambda *args: got.append(args[0]))

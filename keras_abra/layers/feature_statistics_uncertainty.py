@@ -64,11 +64,13 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             that the first step alone decides the direction. It needs an ascent step, and perturbs nothing where there
             is no slope and before the adversary starts.
         learned_scale: whether the perturbation is random along directions that are learned: each coordinate of the
-            draw times a scale of its own, a weight that climbs the perturbed branch's loss while all others descend it,
-            after the `warmup` of `ABRAModel`; the radius stays. An adversary of the screen and not of the sample, which
-            cannot follow the class of one image. The idea is AdvStyle's (Zhang et al., arXiv 2301.12643), whose scale
-            is the radius as well. Needs `steps=0` and a radius, and costs nothing that counts; not for `"low_rank"`,
-            whose coordinates are the samples of a mini-batch. Default False.
+            draw times a scale of its own, a weight that climbs what the perturbed branch adds to the loss (alignment
+            too) while all others descend it; in an `ABRAModel` after the `warmup`. The radius stays. It is an adversary
+            of the screen and not of the sample, and cannot follow the class of one image. The idea is AdvStyle's (Zhang
+            et al., arXiv 2301.12643), whose scale is the radius as well. Needs `steps=0` and a radius, and costs
+            nothing that counts; not for `"low_rank"`, whose coordinates are the samples of a mini-batch. Weight decay
+            pulls to equal scales; `optimizer.exclude_from_weight_decay(var_names=["log_scale"])` leaves them out.
+            Default False.
         search_loss: what the search climbs: `"margin"` (default), the loss with the angular margin, or `"softmax"`, the
             margin-free cross-entropy, which costs a step f/3 more.
         adversary_every: n >= 1: the adversary acts in every n-th optimizer step, and in the others the random start

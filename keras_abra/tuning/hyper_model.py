@@ -116,7 +116,13 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         self.uncertainty = dict(uncertainty or {})
         if both := sorted(self.uncertainty.keys() & SPACES.keys()):
             raise ValueError(f"`uncertainty` names {', '.join(both)}: give that in `search` or in `fixed`.")
-        FeatureStatisticsUncertainty(**self.uncertainty)  # refuses what it does not know
+        self.search, self.fixed = search, fixed
+        for steps in self._choices("steps"):
+            try:
+                FeatureStatisticsUncertainty(steps=steps, **self.uncertainty)
+            except ValueError as error:
+                hint = "" if "steps" in fixed else " (`steps` is searched or 0: give others in `search` or `fixed`)"
+                raise ValueError(f"`uncertainty` is refused with steps={steps}{hint}: {error}") from error
         if not stages or any(isinstance(names, str) for names in stages):
             raise ValueError(f"`stages` must be a list of lists of layer names. Received: {stages!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -124,8 +130,6 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         self.backbone = backbone
         self.num_classes = num_classes
         self.stages = {"+".join(names) or "none": list(names) for names in stages}
-        self.search = search
-        self.fixed = fixed
         self.optimizer = optimizer or (lambda rate, decay: keras.optimizers.AdamW(rate, weight_decay=decay))
         self.seed = seed
         self.compile_arguments = {"metrics": ["accuracy"]} if compile_arguments is None else compile_arguments

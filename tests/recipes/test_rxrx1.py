@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import rxrx1
 
+from keras_abra import ResumableRun
 from tfrecords import build_records, verify_records, write_screen
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "rxrx1.py"
@@ -185,6 +187,19 @@ def test_a_job_that_is_told_to_leave_goes_on_with_resume(screen, tmp_path, capsy
     for name in ("history.csv", "metrics.json", "predictions.csv"):
         assert (output / name).read_bytes() == (whole / name).read_bytes(), name
     assert sorted(p.name for p in output.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_job_whose_processes_are_gone_after_the_signal_is_to_be_tried_again(asked, screen, tmp_path, monkeypatch):
+    def gone(self, batch, logs=None):
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(ResumableRun, "on_train_batch_begin", gone)
+    with pytest.raises(SystemExit if asked else RuntimeError, match="75" if asked else "closed by peer"):
+        job("--data", screen, "--output", tmp_path / "out", *OPTIONS)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_job_that_ended_has_nothing_to_resume(tmp_path, capsys):

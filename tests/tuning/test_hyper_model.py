@@ -87,6 +87,8 @@ def test_the_default_lies_in_a_space_of_ones_own():
         ({"search": {"steps": (0, 3)}}, "space of 'steps' must be a list of choices"),
         ({"uncertainty": {"radius": 1.0}}, "`uncertainty` names radius: give that in `search`"),
         ({"uncertainty": {"start": "one"}}, "`start` must be one of"),
+        ({"uncertainty": {"start": "zero"}, "search": ["steps"]}, "refused with steps=0 .* needs an ascent step"),
+        ({"uncertainty": {"learned_scale": True}, "search": ["steps"]}, "refused with steps=1 .*needs steps=0"),
         ({"seed": -1}, "`seed` must be an integer of at least 0"),
     ],
 )
@@ -121,6 +123,13 @@ def test_the_uncertainty_has_more_arguments():
     model = hypermodel(uncertainty=uncertainty, fixed={"radius": 0.3})
     made = model.make(model.settings(keras_tuner.HyperParameters())).uncertainty.get_config()
     assert {name: made[name] for name in uncertainty} == uncertainty and made["radius"] == 0.3
+
+
+def test_what_an_adversary_needs_is_checked_with_the_steps_that_may_come():
+    model = hypermodel(search=["margin"], uncertainty={"start": "zero"}, fixed={"steps": 1})
+    assert model.make(model.settings(keras_tuner.HyperParameters())).uncertainty.start == "zero"
+    model = hypermodel(search=["margin"], uncertainty={"learned_scale": True})
+    assert model.make(model.settings(keras_tuner.HyperParameters())).uncertainty.learned_scale
 
 
 def test_executions_have_seeds_of_their_own_and_are_repeatable():
