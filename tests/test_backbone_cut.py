@@ -66,7 +66,10 @@ def test_a_layer_used_twice_is_no_cut():
     assert valid_cuts(keras.Model(inputs, x)) == ["end"]
 
 
-@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV3Small", "DenseNet121", "EfficientNetB0"])
+LARGE = ["DenseNet121", "EfficientNetB0"] if keras.backend.backend() == "tensorflow" else []  # cuts know no backend
+
+
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV3Small", *LARGE])
 def test_backbones_of_keras_applications_can_be_cut(name):
     backbone = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(32, 32, 6))
     cuts = valid_cuts(backbone)
