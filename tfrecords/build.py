@@ -93,7 +93,7 @@ def build_records(
     options, sites, excluded, classes, shards, size, planes, repeats = prepared
     if is_finished(dest, options):
         tidy(dest)
-        print(f"{dest} already holds these records: nothing to do.")
+        print(f"{dest} already holds these records: nothing to do. (tfrecords.verify checks contents.)")
         return read_manifest(dest)
     with claim(dest, options):
         pixels = len(sites) * size[0] * size[1] * len(options["channels"])

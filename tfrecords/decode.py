@@ -34,7 +34,8 @@ def decode_file(path):
     is_tiff = data[:4] in _TIFF
     fault = None if is_tiff else png_fault(data)
     if fault:
-        raise ValueError(f"{path}: expected a whole PNG file; found {fault}. Download or copy the file again.")
+        kind = "TIFF or PNG" if str(path).lower().endswith((".tif", ".tiff")) else "PNG"
+        raise ValueError(f"{path}: expected a whole {kind} file; found {fault}. Download or copy the file again.")
     try:
         with Image.open(io.BytesIO(data), formats=("TIFF" if is_tiff else "PNG",)) as image:
             return _read_pages(path, image, _tiff_bits if is_tiff else lambda page: data[24])

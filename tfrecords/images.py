@@ -60,7 +60,7 @@ def _pick(path, planes, size, plane):
     if size is not None and (height, width) != tuple(size):
         raise ValueError(
             f"{path}: expected {size[0]} x {size[1]} pixels (height x width) as in the first site; found "
-            f"{height} x {width}. All images of a build have one size: correct or remove the file."
+            f"{height} x {width}. All images of a build have one size: correct or remove the one that is wrong."
         )
     return planes[..., plane or 0]
 

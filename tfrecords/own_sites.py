@@ -8,7 +8,7 @@ from tfrecords.images import CHANNEL
 from tfrecords.own_paths import fields_of, fill_template
 from tfrecords.own_screen import KINDS
 from tfrecords.splits import SPLITS, natural
-from tfrecords.table import FILE, ROW, check_cells, read_table
+from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, read_table
 
 _CONTROL = r"[\x00-\x1f\x7f]"
 
@@ -69,6 +69,7 @@ def read_own_sites(source, screen, split_column=None):
     sites["site_id"] = sites["well_id"] + "_" + sites["site"].astype(str)
     _check_wells(sites)
     _check_once(sites, "site_id", "site", "Say which column tells sites apart, or remove the repeated row.")
+    check_one_treatment(sites["well_id"], sites["sirna"], sites["well_type"], sites["row"])
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
     known = texts | {name: (raw[name], name) for name in of_table}

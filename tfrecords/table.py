@@ -63,7 +63,11 @@ def _read_csv(path, columns, optional, advice):
                     rows.append([seen.setdefault(row[place], row[place]) for place in pick])
                     places.append(line)
                 line = reader.line_num + 1
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} cannot be read as a CSV table: {error}. Expected a text in UTF-8: save it as 'CSV UTF-8'."
+        ) from None
+    except csv.Error as error:
         raise ValueError(f"{path.name} cannot be read as a CSV table: {error}. Download or export it again.") from None
     # Python's own texts, not pyarrow's where that is installed, whose patterns differ.
     table = pd.DataFrame(rows, columns=kept, dtype=object)
@@ -101,12 +105,14 @@ def _as_text(value):
 
 def _check_header(path, header, columns, optional, advice):
     missing = [name for name in columns if name not in header]
+    if missing and len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
+        raise ValueError(f"{path.name} is not separated by commas: found {header[0]!r}. Save it with commas.")
     if missing:
         raise ValueError(
             f"{path.name} lacks the column {', '.join(map(repr, missing))}. Expected {', '.join(columns)}; "
             f"found {', '.join(header)}. {advice}"
         )
-    kept = [*columns, *(name for name in optional if name in header and name not in columns)]
+    kept = [*dict.fromkeys([*columns, *(name for name in optional if name in header)])]
     twice = [name for name in kept if header.count(name) > 1]
     if twice:
         raise ValueError(f"{path.name} has two columns {twice[0]!r}. Expected each name once: rename or remove one.")
@@ -126,10 +132,11 @@ def check_cells(table, column, good, expected):
     if good.all():
         return
     first = table.iloc[int(np.argmin(good))]
+    found = first[column].item() if isinstance(first[column], np.generic) else first[column]
     count = int((~good).sum())
     more = f" ({count - 1} further rows are wrong likewise.)" if count > 1 else ""
     raise ValueError(
-        f"{first[FILE]}, row {first[ROW]}, column {column!r}: expected {expected}; found {first[column]!r}. "
+        f"{first[FILE]}, row {first[ROW]}, column {column!r}: expected {expected}; found {found!r}. "
         f"Correct the table.{more}"
     )
 
@@ -171,7 +178,30 @@ def check_sites(table):
             f"{second[FILE]}, row {second[ROW]}: the site {second['site_id']!r} is a duplicate of {first[FILE]}, row "
             f"{first[ROW]}. Expected each site once; {int(twice.sum())} rows repeat one. Remove the repeated rows."
         )
+    check_one_treatment(well_id, table["sirna"], table["well_type"], table[FILE] + ", row " + table[ROW].astype(str))
     return table
+
+
+def check_one_treatment(wells, labels, kinds, rows):
+    """Raises a ValueError that names two rows of one well with different labels, or of different kinds.
+
+    Args:
+        wells: pandas.Series of str, the well of each row.
+        labels: pandas.Series of str; empty where unknown, which goes with any.
+        kinds: pandas.Series of str, the kinds of the wells.
+        rows: pandas.Series of str, file and row of each.
+    """
+    known = pd.DataFrame({"well": wells, "label": labels, "kind": kinds, "row": rows})[(labels != "").to_numpy()]
+    known = known.drop_duplicates(["well", "label", "kind"])
+    twice = known["well"].duplicated()
+    if twice.any():
+        second = known[twice].iloc[0]
+        first = known[known["well"] == second["well"]].iloc[0]
+        raise ValueError(
+            f"{second['row']}: the well {second['well']!r} has {second['label']!r} ({second['kind']}), and in "
+            f"{first['row']} it has {first['label']!r} ({first['kind']}). Expected one treatment a well: correct the "
+            "table."
+        )
 
 
 def cell_types_of(experiments):

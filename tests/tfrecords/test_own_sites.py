@@ -123,6 +123,15 @@ def test_a_site_or_a_file_listed_twice_names_both_rows(read):
         read(rows[:2], images="{plate}/{site}_{channel}.png")
 
 
+def test_two_treatments_in_one_well_name_both_rows(read):
+    rows = [("a", 1, "A", 1, "x"), ("a", 1, "A", 2, "y")]
+    with pytest.raises(
+        ValueError, match="wells.csv, row 3: the well 'a_1_A' has 'y' .* and in wells.csv, row 2 it has 'x'"
+    ):
+        read(rows)
+    assert len(read([rows[0], ("a", 1, "A", 2, "")])) == 2  # unknown
+
+
 def test_two_wells_cannot_run_together_to_one_name(read):
     message = "row 3: the well 'B' of 'a_1' and wells.csv, row 2: '1_B' of 'a' both get the name 'a_1_1_B'"
     with pytest.raises(ValueError, match=message):

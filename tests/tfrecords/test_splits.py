@@ -151,5 +151,8 @@ def test_a_column_of_ones_own_names_the_splits(release, edit_table, tmp_path):
         ValueError, match="metadata.csv, row 2, column 'fold': expected one of train, .* found 'fold 1'"
     ):
         read_sites(release, split_column="fold")
+    assert read_sites(release, split_column="dataset").eval("own_split == dataset").all()
+    with pytest.raises(ValueError, match="metadata.csv, row 2, column 'plate': expected one of train, .* found 1"):
+        read_sites(release, split_column="plate")
     with pytest.raises(ValueError, match="metadata.csv lacks the column 'half'"):
         read_sites(release, split_column="half")

@@ -50,6 +50,30 @@ def test_a_duplicate_site_names_both_rows(release, edit_table):
         read_sites(release)
 
 
+def test_two_treatments_in_one_well_name_both_rows(release, edit_table):
+    def change(table):
+        table.loc[1, ["sirna", "sirna_id"]] = table.loc[4, ["sirna", "sirna_id"]].tolist()
+        return table
+
+    edit_table(release, change)
+    with pytest.raises(
+        ValueError, match="metadata.csv, row 3: the well '.*' has '.*' .*, and in metadata.csv, row 2 it"
+    ):
+        read_sites(release)
+
+
+def test_a_table_of_another_encoding_or_separator_is_told_apart(release):
+    path = release / "metadata.csv"
+    text = path.read_text()
+    path.write_text(text.replace("HUVEC", "Bäcker"), encoding="latin-1")
+    with pytest.raises(ValueError, match="metadata.csv cannot be read .* Expected a text in UTF-8"):
+        read_sites(release)
+    for sign in ";\t":
+        path.write_text(text.replace(",", sign))
+        with pytest.raises(ValueError, match="metadata.csv is not separated by commas: found 'site_id"):
+            read_sites(release)
+
+
 def test_a_well_in_two_kaggle_tables_is_a_duplicate(tmp_path, kaggle_tables, edit_table):
     kaggle_tables(tmp_path, lambda row: row.sirna_id)
     train = pd.read_csv(tmp_path / "train.csv", dtype=str)
