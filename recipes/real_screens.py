@@ -110,7 +110,8 @@ def write_digits(folder, data, source, seed=0, image_size=DIGIT, train=1800, hel
         experiment = f"{domain.upper()}-{'02' if split == 'val' else '01'}"
         for i in range(count):
             k = next(order[domain])
-            plate, well = 1 + i // len(WELLS), WELLS[i % len(WELLS)]
+            place = i + (train if site == 2 else 0)  # each digit has a well of its own
+            plate, well = 1 + place // len(WELLS), WELLS[place % len(WELLS)]
             row = _row(split, domain.upper(), experiment, plate, well, site, int(labels[k]), 10)
             rows.append(row)
             pictures[row[0]] = images[k][None]

@@ -98,6 +98,7 @@ def test_digits_are_trained_on_in_one_domain_and_tested_in_the_other(digits, tmp
         ("val", 1): 10,
         ("test", 1): 30,
     }
+    assert metadata["well_id"].is_unique
     assert set(metadata["experiment"][metadata["dataset"] == "test"]) == {f"{target.upper()}-01"}
     for row in metadata.itertuples():
         expected = 10 * row.sirna_id + (5 if row.experiment.startswith("USPS") else 0)
