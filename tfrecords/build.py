@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from tfrecords.channels import find_newer
 from tfrecords.folder import claim, finish, is_finished, tidy
 from tfrecords.intensity import list_ranges
 from tfrecords.labels import LABELS
-from tfrecords.manifest import EXCLUDED, INDEX, SCHEMA, hash_bytes, package_versions, read_manifest
+from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, SCHEMA, hash_bytes, package_versions, read_manifest
 from tfrecords.measure import find_ranges
 from tfrecords.own_screen import add_screen, take_screen
 from tfrecords.parallel import add_workers, run_tasks
@@ -43,7 +44,8 @@ def build_records(
     RxRx1-WILDS itself cannot be downloaded any more; `channels=(1, 2, 3), crop=256` makes its images from RxRx1's.
 
     Sites that lack channel files are reported and left out. The same call on a finished folder does nothing; after a
-    broken-off build it continues, keeping the shards that are whole.
+    broken-off build it continues, keeping the shards that are whole and of which neither rows nor image files were
+    changed since.
 
     Args:
         source: folder with the tables and images, see `read_sites`.
@@ -91,11 +93,13 @@ def build_records(
         strict=strict,
     )
     options, sites, excluded, classes, shards, size, planes, repeats = prepared
+    _report_classes(prepared)
     if is_finished(dest, options):
         tidy(dest)
         print(f"{dest} already holds these records: nothing to do. (tfrecords.verify checks contents.)")
+        _report_newer(source, dest, prepared)
         return read_manifest(dest)
-    with claim(dest, options):
+    with claim(dest, options, prepared.digests()):
         pixels = len(sites) * size[0] * size[1] * len(options["channels"])
         ranges = find_ranges(source, sites, options, size, workers)
         tasks = list_tasks(source, dest, prepared, ranges)
@@ -137,6 +141,16 @@ def build_records(
     return manifest
 
 
+def _report_newer(source, dest, prepared):
+    moment = (dest / MANIFEST).stat().st_mtime
+    newer = find_newer(source, prepared.sites["path"], prepared.options["channels"], moment)
+    if newer:
+        print(
+            f"WARNING: {len(newer):,} of the image files are newer than these records, such as {newer[0]}. If they "
+            "were changed, and not only copied, the records hold what they were before: build into a new folder."
+        )
+
+
 def list_tasks(source, dest, prepared, ranges=None):
     """Gives a pair of `write.Task` and its number of sites for each shard, one after the other.
 
@@ -164,6 +178,14 @@ def list_tasks(source, dest, prepared, ranges=None):
             planes=prepared.planes,
         )
         yield task, len(rows)
+
+
+def _report_classes(prepared):
+    if len(prepared.classes) == 1:
+        print(
+            f"WARNING: all sites are of one class, {prepared.classes[0]['name']!r} in the column "
+            f"{prepared.options['label']!r}: there is nothing to tell apart. Fill that column, or take another label."
+        )
 
 
 def _names(sites):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfrecords.frames import FOOTER, HEADER, frame
 from tfrecords.image_batches import Source, image_batches
 from tfrecords.manifest import MANIFEST
+from tfrecords.progress import progress_bar
 from tfrecords.record_images import record_at
 from tfrecords.whole import open_whole
 
@@ -46,6 +46,8 @@ def cached_images(source, dest, sites, manifest, cache):
             f"The cache {str(cache)!r} lies in the folder of records {str(dest)!r}, which holds nothing else. Name a "
             "folder outside it."
         )
+    if Path(cache).exists() and not Path(cache).is_dir():
+        raise ValueError(f"The cache {str(cache)!r} is a file. Name a folder, which gets one file for each use.")
     path = Path(cache) / f"{name}.tfrecord"
     length = HEADER + int(np.prod(source.shape)) + FOOTER
     if not path.is_file() or path.stat().st_size != length * len(sites):
@@ -62,7 +64,7 @@ def _all(source):
     count = len(source.names)
     step = max(1, 2**24 // int(np.prod(source.shape)))
     data = image_batches(source, tf.range(count, dtype=tf.int64), step)
-    with tqdm(total=count, unit="site", desc="cache") as progress:
+    with progress_bar(count, "cache") as progress:
         for rows, images in data.prefetch(1).as_numpy_iterator():
             yield rows, images
             progress.update(len(rows))

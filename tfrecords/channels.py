@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from tfrecords.images import channel_files
+from tfrecords.splits import SPLITS
 
 # w1-w6: nuclei, endoplasmic reticulum, actin, nucleoli and cytoplasmic RNA, mitochondria, Golgi.
 CHANNELS = (1, 2, 3, 4, 5, 6)
@@ -63,7 +64,33 @@ def describe_missing(sites, reasons, show=5):
         names = sorted(rows["site_id"])
         more = f", and {len(names) - show:,} more" if len(names) > show else ""
         lines.append(f"  {reason}: {len(names):,} ({', '.join(names[:show])}{more})")
+    if "split" in sites:
+        empty = [name for name in SPLITS if (sites["split"] == name).any() and lacking[sites["split"] == name].all()]
+        lines += [f"  No site of the split {name} is left: it is empty." for name in empty]
     return "\n".join(lines)
+
+
+def find_newer(source, paths, channels, moment):
+    """Finds the channel files that were changed after a moment.
+
+    Args:
+        source: folder of the tables.
+        paths: of sites, see `images.channel_files`.
+        channels: numbers of the channels.
+        moment: seconds since the epoch, by the clock that the files' times are of.
+
+    Returns:
+        List of str: the files, below the source, in the order of `paths`. One that is gone is not among them.
+    """
+    files = dict.fromkeys(file for path in paths for file, _ in channel_files(path, channels))
+    return [file for file in files if _changed(os.path.join(source, file)) > moment]
+
+
+def _changed(path):
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return -1.0
 
 
 def _list_files(folder):

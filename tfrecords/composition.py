@@ -172,12 +172,13 @@ def fold_seeds(seed, epoch, count):
 def _grouped(groups, names, batch_size, shuffle, drop):
     """Batches inside each group. `groups`: the group number of each row."""
     counts = np.bincount(groups, minlength=len(names))
+    least = counts[counts > 0].min()
     places = []
     for i, count in enumerate(counts):
         if 0 < count < batch_size and drop:
             raise ValueError(
                 f"{names[i]} has {count} sites, fewer than a batch of {batch_size}, so that none of them would be "
-                f"seen. Lower batch_size to {count} or less."
+                f"seen. Lower batch_size to {least} or less, the smallest such group."
             )
         steps = count // batch_size if drop else -(-count // batch_size)
         place = np.arange(steps * batch_size)

@@ -6,8 +6,11 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfrecords.manifest import MANIFEST, UNFINISHED, read_manifest, seal, to_json
+from tfrecords.manifest import MANIFEST, UNFINISHED, read_manifest, seal
 from tfrecords.whole import explain_no_space, remove_temporary, sync_folder, write_whole
+
+# Options that follow from the others and the source.
+FOLLOWING = ("plan", "table")
 
 try:
     import fcntl
@@ -43,9 +46,11 @@ def is_finished(dest, options):
                 )
         return True
     if (dest / UNFINISHED).exists():
-        begun = _read_unfinished(dest)
+        begun, _ = _read_unfinished(dest)
         if begun is not None:
-            compare_options(dest, begun, options, "was begun")
+            # Tables and files may have changed since: `claim` removes the shards that are other ones now.
+            given = [{key: value for key, value in one.items() if key not in FOLLOWING} for one in (begun[0], options)]
+            compare_options(dest, *given, "was begun")
         return False
     content = sorted(path.name for path in dest.iterdir())
     if content:
@@ -57,12 +62,16 @@ def is_finished(dest, options):
 
 
 @contextmanager
-def claim(dest, options):
+def claim(dest, options, shards):
     """Holds `dest` for one build. Until the manifest stands in its place, a file says that the folder is unfinished.
+
+    Where the source's tables or files changed since the build was begun (a site left out because its file is damaged),
+    the shards that would be other ones now are removed; the rest is kept.
 
     Args:
         dest: output folder; made if need be.
         options: dict of all that decides what is written.
+        shards: dict of a shard's name -> digest, of `Prepared.digests`.
 
     Raises:
         ValueError: if another process is building into the folder, or finished it meanwhile with other options.
@@ -70,11 +79,13 @@ def claim(dest, options):
     Path(dest).mkdir(parents=True, exist_ok=True)
     with hold(dest) as file:
         is_finished(dest, options)
-        # Only the first time: a kill in between would leave shards, and nothing to say of which options they are.
-        if _read_unfinished(Path(dest)) is None:
+        begun, length = _read_unfinished(Path(dest))
+        if begun != json.loads(json.dumps([options, shards])):
+            _remove_others(Path(dest), begun[1] if begun else {}, shards)
+            # A further line: a kill in between leaves the one before, and never shards of which nothing is known.
             with explain_no_space(file.name):
-                file.truncate(0)
-                data = to_json(options)
+                file.truncate(length)
+                data = json.dumps([options, shards], sort_keys=True).encode() + b"\n"
                 if file.write(data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
@@ -132,11 +143,29 @@ def finish(dest, manifest):
     write_whole(Path(dest) / MANIFEST, seal(manifest))
 
 
+def _remove_others(dest, before, now):
+    for name in before:
+        if now.get(name) != before[name] and (dest / name).exists():
+            (dest / name).unlink()
+            sync_folder((dest / name).parent)
+
+
 def _read_unfinished(dest):
-    try:
-        return json.loads((dest / UNFINISHED).read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # Broken off while this very file was written, before any shard.
+    """The last whole line, [options, shards], and where it ends; (None, 0) if there is none: broken off before any
+    shard."""
+    data = (dest / UNFINISHED).read_bytes()
+    end = data.rfind(b"\n") + 1
+    return (json.loads(data[:end].splitlines()[-1]), end) if end else (None, 0)
+
+
+def _differences(before, now, keys, place=""):
+    for key in keys:
+        one, other = before.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            parts = [part for part in sorted({*one, *other}) if one.get(part) != other.get(part)]
+            yield from _differences(one, other, parts, f"{place}{key}.")
+        else:
+            yield f"{place}{key} {one!r}, now {other!r}"
 
 
 def compare_options(dest, before, now, verb):
@@ -144,9 +173,9 @@ def compare_options(dest, before, now, verb):
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if not differing:
         return
-    lines = "; ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
-    changed = set() if "seed" in differing else {"plan", "table"} & set(differing)  # the plan follows the seed
-    hint = f" ({sorted(changed)[0]}: the source's tables or files are not what they were then)" if changed else ""
+    given = [key for key in differing if key not in FOLLOWING]  # which follow the options that were given
+    lines = "; ".join(_differences(before, now, given or differing))
+    hint = "" if given else f" ({differing[0]}: the source's tables or files are not what they were then)"
     raise ValueError(
         f"The output folder {str(dest)!r} is in use: it {verb} with other options: {lines}{hint}. "
         "Repeat these options, name another folder, or remove this one."

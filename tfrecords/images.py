@@ -1,6 +1,7 @@
 """Files of a site -> one uint8 array."""
 
 import os
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,14 @@ from tfrecords.decode import decode_file
 
 # Stands in a site's path where the number of a channel stands in the names of its files.
 CHANNEL = "{channel}"
+
+
+class Size(NamedTuple):
+    """Size of the files of a build, in pixels, and the file that it was taken from, below the source."""
+
+    height: int
+    width: int
+    file: str = "the first site"
 
 
 def channel_files(path, channels):
@@ -36,7 +45,7 @@ def load_channel(path, size=None, plane=None):
 
     Args:
         path: the file, see `decode_file`.
-        size: `(height, width)` in pixels that it must have, or None for any.
+        size: `Size` or `(height, width)` that it must have, or None for any.
         plane: place of the channel in a file of several; None (default) for a file of one.
 
     Returns:
@@ -57,9 +66,10 @@ def _pick(path, planes, size, plane):
         )
     if plane is not None and plane >= count:
         raise ValueError(f"{path}: expected a file with channel {plane + 1}; found {count}. Name other channels.")
-    if size is not None and (height, width) != tuple(size):
+    size = size and Size(*size)
+    if size is not None and (height, width) != size[:2]:
         raise ValueError(
-            f"{path}: expected {size[0]} x {size[1]} pixels (height x width) as in the first site; found "
+            f"{path}: expected {size.height} x {size.width} pixels (height x width) as in {size.file}; found "
             f"{height} x {width}. All images of a build have one size: correct or remove the one that is wrong."
         )
     return planes[..., plane or 0]
@@ -72,7 +82,7 @@ def load_site(source, path, channels, size, crop=None, image_size=None, ranges=N
         source: folder of the tables.
         path: where the site's files are, see `channel_files`.
         channels: channel numbers, in the order wanted.
-        size: `(height, width)` of the files in pixels.
+        size: `Size` or `(height, width)` of the files.
         crop: edge of the square cut out of the centre, in pixels of the file; None for the whole field.
         image_size: edge of the result in pixels; each pixel is the mean over the area it covers (Pillow's BOX
             filter), which neither rings nor aliases. None keeps the pixels as they are on disk.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfrecords.faults import collect_faults
 from tfrecords.images import channel_files, load_channel
 from tfrecords.intensity import parse_intensity
 from tfrecords.parallel import run_tasks
@@ -21,7 +22,7 @@ def find_ranges(source, sites, options, size, workers=None):
         source: folder of the images.
         sites: table of the sites to build.
         options: of the build, with `channels` and `intensity`.
-        size: `(height, width)` of the files in pixels.
+        size: `images.Size` of the files.
         workers: as for `build_records`.
 
     Returns:
@@ -41,7 +42,7 @@ def find_ranges(source, sites, options, size, workers=None):
 
 
 class Plate(NamedTuple):
-    """One plate to measure: `paths` of the sites to look at; `size`, (height, width) of the files."""
+    """One plate to measure: `paths` of the sites to look at; `size`, of the files."""
 
     experiment: str
     plate: int
@@ -60,7 +61,7 @@ def choose_plates(source, sites, channels, size, intensity):
         source: folder of the images.
         sites: table of the sites to build, with `experiment`, `plate`, `site_id` and `path`.
         channels: numbers of the channels.
-        size: `(height, width)` of the files in pixels.
+        size: `images.Size` of the files.
         intensity: see `parse_intensity`; of percentiles.
 
     Returns:
@@ -71,7 +72,7 @@ def choose_plates(source, sites, channels, size, intensity):
     for (experiment, plate), rows in sites.groupby(["experiment", "plate"], sort=True):
         paths = dict(zip(rows["site_id"], rows["path"], strict=True))
         chosen = [paths[site_id] for site_id in sorted(paths, key=_draw)[:_MOST_SITES]]
-        plates.append(Plate(experiment, int(plate), str(source), chosen, tuple(channels), tuple(size), low, high))
+        plates.append(Plate(experiment, int(plate), str(source), chosen, tuple(channels), size, low, high))
     return plates
 
 
@@ -80,12 +81,21 @@ def measure_plate(plate):
 
     Returns:
         ((experiment, plate), [(low, high) for each channel]); floats, low below high.
+
+    Raises:
+        Faults: naming the files that cannot be read, or are of another size.
     """
     counts = np.zeros((len(plate.channels), 65536), np.int64)
-    for path in plate.paths:
-        for count, (file, plane) in zip(counts, channel_files(path, plate.channels), strict=True):
-            pixels = load_channel(Path(plate.source) / file, plate.size, plane)
-            count += np.bincount(pixels.ravel(), minlength=65536)
+    numbers = range(len(plate.channels))
+    files = [file for path in plate.paths for file in zip(numbers, channel_files(path, plate.channels), strict=True)]
+
+    def count_levels(item):
+        channel, (file, plane) = item
+        pixels = load_channel(Path(plate.source) / file, plate.size, plane)
+        return channel, np.bincount(pixels.ravel(), minlength=65536)
+
+    for channel, count in collect_faults(count_levels, files):
+        counts[channel] += count
     return (plate.experiment, plate.plate), [_percentiles(count, plate.low, plate.high) for count in counts]
 
 

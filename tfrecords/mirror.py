@@ -9,9 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest, seal
+from tfrecords.progress import progress_bar
 from tfrecords.remote import find_transport, is_remote, remote_url
 from tfrecords.whole import sync_folder, write_whole
 
@@ -93,7 +92,7 @@ def _is_whole(folder, row):
 
 
 def _fetch_all(transport, url, folder, rows):
-    bar = tqdm(total=sum(row["bytes"] for row in rows), unit="B", unit_scale=True, desc=f"fetch {folder.name}")
+    bar = progress_bar(sum(row["bytes"] for row in rows), f"fetch {folder.name}", "B", unit_scale=True)
     with bar, ThreadPoolExecutor(_DOWNLOADS) as pool:
         futures = [pool.submit(_fetch, transport, f"{url}/{row['name']}", folder / row["name"], row) for row in rows]
         try:

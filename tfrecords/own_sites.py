@@ -131,6 +131,7 @@ def _datasets(raw, screen, experiments):
     column = screen["columns"].get("dataset")
     if column is not None:
         check_cells(raw, column, raw[column].isin(("train", "val", "test", "")), "one of train, val, test, or nothing")
+        _check_experiments(experiments, raw[column], column, raw[FILE] + ", row " + raw[ROW].astype(str))
         return raw[column]
     if "splits" not in screen:
         return pd.Series("train", index=raw.index)
@@ -142,6 +143,21 @@ def _datasets(raw, screen, experiments):
             f"{', '.join(map(repr, sorted(set(experiments))[:5]))}."
         )
     return experiments.map(lambda experiment: of.get(experiment, ""))
+
+
+def _check_experiments(experiments, splits, column, rows):
+    known = pd.DataFrame({"experiment": experiments, "split": splits, "row": rows})
+    known = known.drop_duplicates(["experiment", "split"])
+    twice = known["experiment"].duplicated()
+    if twice.any():
+        second = known[twice].iloc[0]
+        first = known[known["experiment"] == second["experiment"]].iloc[0]
+        raise ValueError(
+            f"{second['row']}, column {column!r}: the experiment {second['experiment']!r} is in "
+            f"{second['split'] or 'no split'}, and in {first['row']} in {first['split'] or 'no split'}. Expected each "
+            "experiment in one of train, val and test: otherwise its appearance is learned before it is tested. "
+            "Correct the table."
+        )
 
 
 def _paths(templates, screen, columns, raw):

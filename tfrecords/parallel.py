@@ -1,6 +1,7 @@
 """Runs one function over many tasks: in this process, in processes of its own, or on any executor."""
 
 import argparse
+import functools
 import multiprocessing
 import os
 import threading
@@ -8,9 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 from tfrecords.cluster import connect
+from tfrecords.faults import MOST, Faults
+from tfrecords.progress import progress_bar
 
 # Below this many bytes of pixels one process has done all before a second one has started.
 _BYTES_FOR_PROCESSES = 2e9
@@ -22,7 +23,7 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
     """Runs `function` on each task and gives the results as they come, with progress, rate and time left.
 
     No more than a bounded number of tasks exist at a time, so that memory does not grow with their number. After an
-    error nothing new is begun, and the error is raised.
+    error nothing new is begun, and the error is raised. `Faults` of files are collected first, from the other tasks.
 
     Args:
         function: of one task; with processes, importable by name.
@@ -36,26 +37,30 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
     Yields:
         Each task's result, in no particular order.
     """
+    messages = []
     with (
-        tqdm(total=total, unit="site", desc=name, disable=not total) as progress,
+        progress_bar(total, name, **({} if total else {"disable": True})) as progress,
         _executor(workers, size) as (executor, most),
     ):
-        if executor is None:
-            for task, count in tasks:
-                yield function(task)
-                progress.update(count)
-            return
         running = {}
         try:
             for task, count in tasks:
+                if len(messages) >= MOST:
+                    break
+                if executor is None:
+                    yield from _result(functools.partial(function, task), messages)
+                    progress.update(count)
+                    continue
                 running[executor.submit(function, task)] = count
                 if len(running) >= most:
-                    yield from _harvest(running, progress)
-            while running:
-                yield from _harvest(running, progress)
+                    yield from _harvest(running, progress, messages)
+            while running and len(messages) < MOST:
+                yield from _harvest(running, progress, messages)
         finally:
             for future in running:
                 future.cancel()
+    if messages:
+        raise Faults(sorted(messages)[:MOST])
 
 
 def add_workers(parser):
@@ -74,12 +79,21 @@ def _positive(text):
     return number
 
 
-def _harvest(running, progress):
+def _harvest(running, progress, messages):
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         count = running.pop(future)
-        yield future.result()
+        yield from _result(future.result, messages)
         progress.update(count)
+
+
+def _result(call, messages):
+    try:
+        result = call()
+    except Faults as faults:
+        messages += faults.messages
+    else:
+        yield result
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def _read_plain(path, count, size):
     if fault:
         raise ValueError(f"{path}: expected a whole PNG file; found {fault}. Download or copy the file again.")
     width, height = struct.unpack_from(">II", data, 16)
-    return data if (height, width) == tuple(size) and _is_plain(data, count) else None
+    return data if (height, width) == tuple(size[:2]) and _is_plain(data, count) else None
 
 
 def _is_plain(data, count):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing
-from tfrecords.images import channel_files, load_channel
+from tfrecords.images import Size, channel_files, load_channel
 from tfrecords.intensity import DEFAULT, parse_intensity
 from tfrecords.labels import class_map
 from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites
@@ -23,8 +23,8 @@ class Prepared(NamedTuple):
     """What to build.
 
     `options`, JSON values, say all that decides the records; `sites` is the table of those to write, with `split`;
-    `excluded` has `site_id`, `split` and `reason`; `size` is (height, width) of the files; `planes` says how PNG files
-    are stored, see `png.png_planes`, and is None for raw pixels; `repeats` are the layouts that come twice, see
+    `excluded` has `site_id`, `split` and `reason`; `size` is that of the files; `planes` says how PNG files are
+    stored, see `png.png_planes`, and is None for raw pixels; `repeats` are the layouts that come twice, see
     `leaks.find_repeats`.
     """
 
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
     excluded: pd.DataFrame
     classes: list
     shards: list
-    size: tuple
+    size: Size
     planes: tuple | None
     repeats: pd.DataFrame
 
@@ -41,7 +41,25 @@ class Prepared(NamedTuple):
     def image_shape(self):
         """(height, width, channels) of an image in a record."""
         edge = self.options["image_size"] or self.options["crop"]
-        return (*((edge, edge) if edge else self.size), len(self.options["channels"]))
+        return (*((edge, edge) if edge else self.size[:2]), len(self.options["channels"]))
+
+    def digests(self):
+        """dict of a shard's name -> a short text that changes with all that decides its bytes but the image files."""
+        table = self.sites[[*COLUMNS, "path"]].sort_values("site_id")
+        rows = {row[0]: repr(row) for row in table.itertuples(index=False, name=None)}
+        intensity = self.options["intensity"]
+        measured = intensity is not None and parse_intensity(intensity)[0] != "fixed"
+        same = {  # Grey levels are measured on some sites of a plate, whichever shard they are in.
+            experiment: hash_bytes("".join(map(rows.get, ids)).encode()) if measured else ""
+            for experiment, ids in table.groupby("experiment")["site_id"]
+        }
+        given = repr((self.size[:2], self.image_shape, self.planes))
+        return {
+            shard.name: hash_bytes("".join([given, same[shard.experiment], *map(rows.get, shard.site_ids)]).encode())[
+                :16
+            ]
+            for shard in self.shards
+        }
 
 
 # The options that the user gives, under these names in the manifest as well.
@@ -113,11 +131,11 @@ def prepare_build(
     excluded = sites.loc[reasons != "", ["site_id", "split"]].assign(reason=reasons[reasons != ""])
     name, plane = channel_files(min(complete["path"]), channels)[0]
     first = load_channel(source / name, plane=plane)
-    size = first.shape
+    size = Size(*first.shape, name)
     intensity = screen and screen.get("intensity", DEFAULT if first.dtype != "uint8" else None)
     if intensity is not None:
         parse_intensity(intensity)
-    _check_edges(size, crop, image_size)
+    _check_edges(first.shape, crop, image_size)
     shards = plan_shards(complete, seed)
     if encoding not in ENCODINGS:
         raise ValueError(f"Unknown encoding {encoding!r}. Expected one of {', '.join(ENCODINGS)}.")

@@ -4,7 +4,9 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from tfrecords.channels import find_newer
 from tfrecords.example import encode_example
+from tfrecords.faults import collect_faults
 from tfrecords.frames import FOOTER, HEADER, frame, read_frames
 from tfrecords.images import load_site
 from tfrecords.png import load_pngs
@@ -15,7 +17,7 @@ class Task(NamedTuple):
     """One shard to write.
 
     `sites` holds a dict for each record, with `ranges` where grey levels are scaled (see `images.load_site`); `size` is
-    (height, width) of the files on disk; `planes`, of `png.png_planes`, makes the records hold PNG files, None raw
+    `images.Size` of the files on disk; `planes`, of `png.png_planes`, makes the records hold PNG files, None raw
     pixels; `sha256` is what the file must have, where that is known.
     """
 
@@ -45,24 +47,28 @@ def write_shard(task):
     """Writes the shard of a `Task` under a temporary name, syncs and renames it, and gives its `Written`.
 
     A shard that an earlier, broken-off build of the same options left under its final name is kept if every record in
-    it fits its checksum.
+    it fits its checksum and no image file was changed since.
 
     Raises:
-        ValueError: naming the image file that is damaged or has another size or mode.
+        Faults: naming the image files that are damaged or have another size or mode.
         OSError: naming the shard for which no space is left.
     """
     path = Path(task.dest) / task.name
     if path.exists():
         found = scan_shard(path, task.name)
         if found is not None and found.count == len(task.sites) and task.sha256 in (None, found.sha256):
-            return found
+            paths = [site["path"] for site in task.sites]
+            if task.sha256 or not find_newer(task.source, paths, task.channels, path.stat().st_mtime):
+                return found
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     offsets, size = [], 0
     # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
     with open_whole(path) as file:
-        for site in task.sites:
-            record = encode_site(site, _load(task, site["path"], site.get("ranges")))
+        records = collect_faults(
+            lambda site: encode_site(site, _load(task, site["path"], site.get("ranges"))), task.sites
+        )
+        for record in records:
             header, footer = frame(record)
             offsets.append(size)
             for part in (header, record, footer):

@@ -1,14 +1,20 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tfrecords.build import build_records, main
 from tfrecords.manifest import read_manifest
+from tfrecords.prepare import prepare_build
 
 
 def content(folder):
@@ -108,11 +114,77 @@ def test_a_spoiled_image_stops_the_build_and_the_folder_is_not_taken_for_whole(r
 
 
 def test_an_image_of_another_size_stops_the_build(release, tmp_path):
-    from PIL import Image
-
     Image.new("L", (9, 8)).save(release / "images/RPE-01/Plate1/B03_s2_w5.png")
-    with pytest.raises(ValueError, match="B03_s2_w5.png: expected 8 x 8 pixels .* found 8 x 9"):
+    first = "images/HUVEC-01/Plate1/B02_s1_w1.png"
+    with pytest.raises(ValueError, match=rf"B03_s2_w5.png: expected 8 x 8 pixels .* as in {first}; found 8 x 9"):
         build_records(release, tmp_path / "records")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_spoiled_images_are_named_at_once_and_the_rest_is_built(release, tmp_path, workers):
+    spoiled = {"RPE-01/Plate1/B03_s1_w5.png", "RPE-01/Plate1/B04_s1_w2.png", "HUVEC-18/Plate1/C03_s2_w1.png"}
+    for name in spoiled:
+        (release / "images" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="3 files are not as expected:") as caught:
+        build_records(release, tmp_path / "records", workers=workers)
+    assert all(str(caught.value).count(f"{name}: expected a whole PNG file") == 1 for name in spoiled)
+    assert len([*(tmp_path / "records").glob("*/*.tfrecord")]) == len(prepare_build(release).shards) - 2
+
+
+def test_a_screen_that_is_wrong_altogether_is_not_read_to_its_end(release, tmp_path):
+    for path in (release / "images").rglob("*.png"):
+        path.write_bytes(b"")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(release / "images/HUVEC-01/Plate1/B02_s1_w1.png")
+    with pytest.raises(ValueError, match="20 files are not as expected or more; the rest was not looked at:"):
+        build_records(release, tmp_path / "records")
+
+
+def test_an_image_changed_since_is_pointed_out_after_the_build_and_written_anew_before_its_end(
+    release, records_tree, tmp_path, capsys
+):
+    dest, path = tmp_path / "records", release / "images/RPE-01/Plate1/B03_s1_w5.png"
+    build_records(release, dest)
+    capsys.readouterr()
+    build_records(release, dest)
+    assert "WARNING" not in capsys.readouterr().out
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save(path)
+    os.utime(path, (time.time() + 9,) * 2)
+    build_records(release, dest)
+    assert (
+        "WARNING: 1 of the image files are newer than these records, such as images/RPE-01" in capsys.readouterr().out
+    )
+    assert content(dest) == content(records_tree) | {Path("manifest.json"): (dest / "manifest.json").read_bytes()}
+    mark = [read_manifest(dest)["options"], prepare_build(release).digests()]
+    (dest / "unfinished.json").write_text(json.dumps(mark) + "\n")  # as before its last rename
+    (dest / "manifest.json").unlink()
+    times = {name: (dest / name).stat().st_mtime_ns for name in content(dest)}
+    build_records(release, dest)
+    anew = [
+        str(name) for name in times if name.suffix == ".tfrecord" and (dest / name).stat().st_mtime_ns != times[name]
+    ]
+    assert len(anew) == 1 and "RPE-01" in anew[0]
+    build_records(release, tmp_path / "unbroken")
+    assert content(dest) == content(tmp_path / "unbroken")
+
+
+def test_damaged_files_may_be_removed_and_the_build_goes_on_without_their_sites(release, tmp_path):
+    dest, path = tmp_path / "records", release / "images/RPE-01/Plate1/B03_s1_w5.png"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="B03_s1_w5.png: expected a whole PNG file"):
+        build_records(release, dest)
+    times = {path: path.stat().st_mtime_ns for path in dest.glob("*/*.tfrecord")}
+    assert len(times) == 11
+    path.unlink()
+    build_records(release, dest)
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    build_records(release, tmp_path / "unbroken")
+    assert content(dest) == content(tmp_path / "unbroken")
+
+
+def test_a_split_without_any_image_is_pointed_out(release, tmp_path, capsys):
+    shutil.rmtree(release / "images/HUVEC-17")
+    build_records(release, tmp_path / "records")
+    assert "No site of the split val is left: it is empty." in capsys.readouterr().out
 
 
 def test_sites_without_all_channels_are_left_out_reported_and_listed(release, tmp_path, capsys):
@@ -163,7 +235,7 @@ build.build_records({str(release_tree)!r}, {str(dest)!r})
 """
     )
     assert subprocess.run([sys.executable, script], capture_output=True, timeout=120).returncode == 9
-    assert "plan" in json.loads((dest / "unfinished.json").read_text())
+    assert "plan" in json.loads((dest / "unfinished.json").read_text())[0]
     times = {path: path.stat().st_mtime_ns for path in dest.rglob("*.tfrecord")}
     assert len(times) == 2
     build_records(release_tree, dest)

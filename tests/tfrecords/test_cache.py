@@ -26,8 +26,16 @@ def test_cached_pixels_are_the_same_and_the_records_are_read_no_more(records, tm
     assert cached.element_spec[0].shape == (3, 8, 8, 6)
 
 
-@pytest.mark.parametrize(("cache", "message"), [("inside", "lies in the folder of records"), (3, "cache is 'memory'")])
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("inside", "lies in the folder of records"),
+        ("../table.csv", "table.csv' is a file. Name a folder"),
+        (3, "cache is 'memory'"),
+    ],
+)
 def test_a_place_for_the_cache_that_is_none_is_refused(records, cache, message):
+    (records.parent / "table.csv").touch()
     with pytest.raises(ValueError, match=message):
         read_records(records, "train", batch_size=3, cache=records / cache if isinstance(cache, str) else cache)
     assert not (records / "inside").exists()

@@ -4,6 +4,7 @@ from tfrecords.folder import claim, finish, is_finished
 from tfrecords.manifest import SCHEMA
 
 OPTIONS = {"seed": 0, "plan": "a"}
+SHARDS = {"train/one.tfrecord": "1", "val/two.tfrecord": "2"}
 KEYS = ("source", "image_shape", "planes", "classes", "cell_types", "shards", "index", "excluded", "versions")
 MANIFEST = dict.fromkeys(KEYS) | {
     "schema": SCHEMA,
@@ -16,7 +17,7 @@ MANIFEST = dict.fromkeys(KEYS) | {
 def test_a_folder_is_finished_when_its_manifest_stands(tmp_path):
     dest = tmp_path / "records"
     assert not is_finished(dest, OPTIONS)
-    with claim(dest, OPTIONS):
+    with claim(dest, OPTIONS, SHARDS):
         assert [path.name for path in dest.iterdir()] == ["unfinished.json"]
         finish(dest, MANIFEST)
     assert is_finished(dest, OPTIONS)
@@ -24,7 +25,7 @@ def test_a_folder_is_finished_when_its_manifest_stands(tmp_path):
 
 
 def test_other_options_are_named(tmp_path):
-    with claim(tmp_path, OPTIONS):
+    with claim(tmp_path, OPTIONS, SHARDS):
         finish(tmp_path, MANIFEST)
     with pytest.raises(ValueError, match="in use: it was built with other options: seed 0, now 1. Repeat"):
         is_finished(tmp_path, OPTIONS | {"seed": 1})
@@ -33,11 +34,39 @@ def test_other_options_are_named(tmp_path):
 
 
 def test_a_broken_off_build_can_be_continued_but_not_changed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), claim(tmp_path, OPTIONS):
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path, OPTIONS, SHARDS):
         raise KeyboardInterrupt
     assert not is_finished(tmp_path, OPTIONS)
     with pytest.raises(ValueError, match="in use: it was begun with other options: seed 0, now 2"):
         is_finished(tmp_path, OPTIONS | {"seed": 2})
+
+
+@pytest.mark.parametrize("killed_at", [None, 0, 20])  # bytes of the new line that were written
+def test_shards_that_would_be_other_ones_now_are_removed_and_the_rest_is_kept(tmp_path, killed_at):
+    def begin(options, shards):
+        with pytest.raises(KeyboardInterrupt), claim(tmp_path, options, shards):
+            for name in shards:
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).touch()
+            raise KeyboardInterrupt
+
+    def there():
+        return {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")}
+
+    begin(OPTIONS, SHARDS)
+    before = (tmp_path / "unfinished.json").read_bytes()
+    changed = {"train/one.tfrecord": "1", "val/two.tfrecord": "3"}
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path, OPTIONS | {"plan": "b"}, changed):
+        assert there() == {"train/one.tfrecord"}
+        raise KeyboardInterrupt
+    if killed_at is not None:
+        line = (tmp_path / "unfinished.json").read_bytes()[len(before) :]
+        (tmp_path / "unfinished.json").write_bytes(before + line[:killed_at])
+    begin(OPTIONS | {"plan": "b"}, changed)
+    assert there() == set(SHARDS)
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path, OPTIONS | {"plan": "c"}, {"val/two.tfrecord": "3"}):
+        assert there() == {"val/two.tfrecord"}
+        raise KeyboardInterrupt
 
 
 def test_a_foreign_folder_and_a_file_are_refused(tmp_path):
@@ -50,6 +79,9 @@ def test_a_foreign_folder_and_a_file_are_refused(tmp_path):
 
 def test_two_builds_at_once_are_refused(tmp_path):
     pytest.importorskip("fcntl", reason="file locks are POSIX's")
-    with claim(tmp_path, OPTIONS):
-        with pytest.raises(ValueError, match="in use: another build is writing into it"), claim(tmp_path, OPTIONS):
+    with claim(tmp_path, OPTIONS, SHARDS):
+        with (
+            pytest.raises(ValueError, match="in use: another build is writing into it"),
+            claim(tmp_path, OPTIONS, SHARDS),
+        ):
             pass

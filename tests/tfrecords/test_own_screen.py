@@ -1,6 +1,7 @@
 """A screen of one's own: from its description and its table to records."""
 
 import json
+from concurrent.futures import Executor, Future
 
 import numpy as np
 import pandas as pd
@@ -203,8 +204,46 @@ def test_missing_files_are_reported_by_channel_and_a_rebuild_continues(own, tmp_
     assert "missing channels ER: 1 (day 1_1_A1_9)" in capsys.readouterr().out
     assert manifest["excluded"]["count"] == 1
     assert build_records(own, tmp_path / "records", screen=json.loads(json.dumps(SCREEN))) == manifest
-    with pytest.raises(ValueError, match="other options: .*screen"):
+    with pytest.raises(ValueError, match="other options: screen.cell_type None, now 'U2OS'. Repeat"):
         build_records(own, tmp_path / "records", screen=SCREEN | {"cell_type": "U2OS"})
+
+
+def test_a_label_that_is_one_for_all_sites_is_pointed_out(own, tmp_path, capsys):
+    build_records(own, tmp_path / "records", screen=SCREEN, label="cell_type")
+    assert "WARNING: all sites are of one class, 'unknown' in the column 'cell_type'" in capsys.readouterr().out
+
+
+def test_a_site_removed_in_between_changes_the_grey_levels_of_its_plate_and_no_others(own, tmp_path):
+    dest, path = tmp_path / "records", own / "BR001/A1_f09_chDNA.tif"
+
+    class Breaks(Executor):  # the last shard cannot be written
+        def submit(self, function, task):
+            future = Future()
+            if getattr(task, "name", "").startswith("val/"):
+                future.set_exception(OSError("broken off"))
+            else:
+                future.set_result(function(task))
+            return future
+
+    with pytest.raises(OSError, match="broken off"):
+        build_records(own, dest, screen=SCREEN, workers=Breaks())
+    times = {path.relative_to(dest): path.stat().st_mtime_ns for path in dest.glob("*/*.tfrecord")}
+    assert {path.parent.name for path in times} == {"train", "test"}
+    path.unlink()
+    build_records(own, dest, screen=SCREEN)
+    kept = {name.parent.name for name, before in times.items() if (dest / name).stat().st_mtime_ns == before}
+    assert kept == {"test"}
+    build_records(own, tmp_path / "unbroken", screen=SCREEN)
+    assert images(dest).keys() == images(tmp_path / "unbroken").keys()
+    assert read_manifest(dest) == read_manifest(tmp_path / "unbroken")
+
+
+def test_damaged_files_are_all_named_where_grey_levels_are_measured(own, tmp_path):
+    for name in ("BR001/A1_f01_chER.tif", "BR002/A1_f09_chDNA.tif", "BR002/A1_f09_chER.tif"):
+        (own / name).write_bytes(b"II*\x00")
+    with pytest.raises(ValueError, match="3 files are not as expected:") as caught:
+        build_records(own, tmp_path / "records", screen=SCREEN)
+    assert str(caught.value).count("the TIFF cannot be decoded") == 3
 
 
 def test_a_damaged_shard_is_repaired_with_the_grey_levels_of_the_build(own, tmp_path):

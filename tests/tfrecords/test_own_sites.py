@@ -86,6 +86,10 @@ def test_splits_come_from_a_list_a_column_or_nothing(read):
     assert read(rows, images=images, columns=columns)["dataset"].tolist() == ["test", "", "train"]
     assert read(rows, "L", images=images)["own_split"].tolist() == ["test", "", "train"]
     with pytest.raises(
+        ValueError, match="csv, row 5, column 'L': the experiment 'a' is in val, and in wells.csv, row 2 in test"
+    ):
+        read([*rows, ("a", 1, "B", 1, "val")], images="{experiment}{well}", columns=columns)
+    with pytest.raises(
         ValueError, match="The experiment 'd' of the splits is in no row of wells.csv. Found 'a', 'b', 'c'"
     ):
         read(rows, images=images, splits={"train": ["d"]})

@@ -1,0 +1,41 @@
+"""Faults of several files, collected so that one run names them all."""
+
+# Enough to see what is wrong; a screen whose every file is wrong is not read to its end.
+MOST = 20
+
+
+class Faults(ValueError):
+    """What is wrong with some files: `messages`, a text for each. A task that raises it stops no other task."""
+
+    def __init__(self, messages):
+        super().__init__(list(messages))
+
+    @property
+    def messages(self):
+        return self.args[0]
+
+    def __str__(self):
+        if len(self.messages) == 1:
+            return self.messages[0]
+        more = " or more; the rest was not looked at" if len(self.messages) >= MOST else ""
+        return "\n  ".join([f"{len(self.messages)} files are not as expected{more}:", *self.messages])
+
+
+def collect_faults(function, items):
+    """Gives `function(item)` of each item, and raises the `ValueError`s of them together, as `Faults`, at the end.
+
+    After the first no result is given any more; after `MOST` nothing more is tried.
+    """
+    messages = []
+    for item in items:
+        try:
+            result = function(item)
+        except ValueError as error:
+            messages.append(str(error))
+            if len(messages) >= MOST:
+                break
+        else:
+            if not messages:
+                yield result
+    if messages:
+        raise Faults(messages)
