@@ -16,6 +16,12 @@ if keras.backend.backend() == "tensorflow":
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if keras.backend.backend() != "tensorflow" and item.get_closest_marker("any_backend"):
+            item.add_marker(pytest.mark.skip(reason="the same on every backend: run on TensorFlow"))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def leave_out_what_stays():
     """Keras and KerasTuner collect garbage at each model, and what imports and other modules keep takes long

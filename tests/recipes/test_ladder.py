@@ -46,6 +46,7 @@ def cell(method, seed=0):
     return ladder.make_cell(method, method_settings(method), screen, seed, plan, ["id_test", "val", "test"])
 
 
+@pytest.mark.any_backend
 def test_a_run_that_was_cut_goes_on_and_repeats_nothing(output, monkeypatch):
     run_cell, ran = ladder_cell.run_cell, []
 

@@ -77,6 +77,7 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
     ]  # fmt: skip
 
 
+@pytest.mark.any_backend
 def test_records_are_kept_and_used_again(screen, tmp_path):
     records = tmp_path / "records"
     build_records(screen, records)
@@ -94,6 +95,7 @@ def test_an_error_of_the_user_is_a_message(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.any_backend
 def test_records_of_other_options_are_refused(screen, tmp_path):
     records = tmp_path / "records"
     build_records(screen, records)
@@ -102,6 +104,7 @@ def test_records_of_other_options_are_refused(screen, tmp_path):
             job("--records", records, flag, value, "--output", tmp_path / f"out{flag}")
 
 
+@pytest.mark.any_backend
 def test_kaggle_sites_without_a_label_are_predicted_and_not_scored(screen, tmp_path):
     """Kaggle's test.csv has no siRNAs: two of its experiments are val and test here."""
     table = pd.read_csv(screen / "metadata.csv").drop_duplicates("well_id").rename(columns={"well_id": "id_code"})
@@ -130,6 +133,7 @@ def data_file(folder, name):
     return folder / name
 
 
+@pytest.mark.any_backend
 def test_real_files_go_through_the_same_code(rxrx1_sample, tmp_path, capsys):
     data, records, output = (tmp_path / name for name in ("rxrx1", "records", "out"))
     shutil.copytree(rxrx1_sample / "kaggle-2019", data)

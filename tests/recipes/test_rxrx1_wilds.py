@@ -140,6 +140,7 @@ def test_weight_decay_is_coupled_as_torchs_adam_has_it():
     assert again.l2 == 0.3
 
 
+@pytest.mark.any_backend
 def test_a_job_that_was_stopped_goes_on_with_resume(wilds, tmp_path, monkeypatch):
     arguments = ("--data", wilds, "--records", tmp_path / "records", *OPTIONS, "--epochs", 2)
     metrics = run(*arguments, "--output", tmp_path / "whole")

@@ -73,6 +73,7 @@ def test_the_printed_command_gives_the_accuracy_again(search, monkeypatch):
     assert accuracy == pytest.approx(json.loads((folder / "out" / "best.json").read_text())["val_accuracy"], abs=1e-6)
 
 
+@pytest.mark.any_backend
 def test_a_finished_search_is_resumed_without_training(search, records, monkeypatch, capsys):
     folder, _ = search
     monkeypatch.chdir(folder)
@@ -83,6 +84,7 @@ def test_a_finished_search_is_resumed_without_training(search, records, monkeypa
     assert (folder / "out" / "trials.csv").read_text() == before
 
 
+@pytest.mark.any_backend
 def test_another_search_is_refused_by_what_differs(search, records, monkeypatch):
     monkeypatch.chdir(search[0])
     with pytest.raises(ValueError, match="holds another search: seed 0, now 3"):
@@ -91,18 +93,21 @@ def test_another_search_is_refused_by_what_differs(search, records, monkeypatch)
         tune("--records", records, *OPTIONS)
 
 
+@pytest.mark.any_backend
 def test_the_test_experiments_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         tune("--validation-split", "test")
     assert "--validation-split test: margins are chosen on val" in capsys.readouterr().err
 
 
+@pytest.mark.any_backend
 def test_a_step_size_without_steps_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         tune("--search", "margin", "step_size")
     assert "step_size needs steps beside it" in capsys.readouterr().err
 
 
+@pytest.mark.any_backend
 def test_an_error_of_the_user_is_a_message(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -112,6 +117,7 @@ def test_an_error_of_the_user_is_a_message(tmp_path):
     assert "--output out is in use, and not by a search" in errors
 
 
+@pytest.mark.any_backend
 def test_a_killed_search_goes_on(records, tmp_path, monkeypatch):
     process = start("tune_margin.py", tmp_path, "--records", records, *OPTIONS)
     for line in process.stdout:

@@ -183,6 +183,7 @@ def test_every_tuner_gives_working_objects(tmp_path, kind):
     assert accuracy == pytest.approx(tuner.oracle.get_best_trials()[0].score, abs=1e-6)
 
 
+@pytest.mark.any_backend
 def test_weights_of_bad_trials_are_removed(tmp_path):
     tuner = search(tmp_path, max_trials=4)
     weights = list((tmp_path / "search").glob("trial_*/*.weights.h5"))
@@ -293,7 +294,7 @@ def records(folder):
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("search/trial_*/trial.json")}
 
 
-@pytest.mark.parametrize("kind", ["RandomSearch", "Hyperband"])
+@pytest.mark.parametrize("kind", ["RandomSearch", pytest.param("Hyperband", marks=pytest.mark.any_backend)])
 def test_a_killed_search_goes_on(tmp_path, kind, capsys):
     arguments = {"max_epochs": 2, "factor": 2} if kind == "Hyperband" else {"max_trials": 4}
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
@@ -322,6 +323,7 @@ def test_a_killed_search_goes_on(tmp_path, kind, capsys):
     assert values(after) == values(records(unbroken))
 
 
+@pytest.mark.any_backend
 def test_half_a_file_is_taken_back_to_the_whole_one(tmp_path):
     from keras_abra.tuning import repair_project
 
@@ -337,6 +339,7 @@ def test_half_a_file_is_taken_back_to_the_whole_one(tmp_path):
     assert {t.status for t in tuner.oracle.trials.values()} <= {"COMPLETED", "RUNNING"}
 
 
+@pytest.mark.any_backend
 def test_a_chief_and_two_workers(tmp_path):
     import socket
 
