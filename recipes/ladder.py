@@ -79,6 +79,7 @@ PRESETS = {
         "rule": RULE,
     },
 }
+METHODS_HELP = f"of {', '.join(METHODS)}; of the ablation's; or one at a rate of its own, erm:learning_rate=0.005"
 
 
 def main(argv=None):
@@ -106,7 +107,7 @@ def climb(plan, settings, args, argv):
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of {', '.join(METHODS)}; or of the ablation's")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
     parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
     parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")

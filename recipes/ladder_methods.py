@@ -1,5 +1,6 @@
 """The rungs of the ladder: each method as settings, and the model that these settings make."""
 
+import re
 import zlib
 from itertools import product
 from typing import NamedTuple
@@ -152,15 +153,25 @@ OWN = ("radius", "probability", "alpha", "penalty", "margin", "scale")
 
 
 def method_settings(method, **changes):
-    """All settings of a method.
+    """All settings of a method, or of one at a rate of its own, such as `erm:learning_rate=0.005`.
+
+    Args:
+        method: a name in `METHODS` or `ABLATION`, or `METHOD:learning_rate=RATE`.
+        changes: settings that all methods of a ladder share. A rate in the name is taken before them.
 
     Raises:
         ValueError: for a name that is no method's.
     """
     known = METHODS | ABLATION
-    if method not in known:
-        raise ValueError(f"Unknown method {method!r}. Expected some of {', '.join(known)}.")
-    return COMMON | known[method] | changes
+    base, rate = method, re.fullmatch(r"(\w+):learning_rate=(\d*\.?\d+(?:e-?\d+)?)", method)
+    if rate:
+        base, changes = rate[1], changes | {"learning_rate": float(rate[2])}
+    if base not in known:
+        raise ValueError(
+            f"Unknown method {method!r}. Expected some of {', '.join(known)}; or one of them with a rate of its own, "
+            "such as erm:learning_rate=0.005."
+        )
+    return COMMON | known[base] | changes
 
 
 def trial_settings(method, trial):

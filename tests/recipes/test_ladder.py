@@ -182,6 +182,15 @@ def test_two_ladders_do_not_share_a_folder(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["lock"]
 
 
+def test_a_method_may_have_a_rate_of_its_own():
+    own = method_settings("arcface:learning_rate=5e-3", learning_rate=2e-3, augment="none")
+    assert own == method_settings("arcface") | {"learning_rate": 0.005, "augment": "none"}
+    assert random_control("abra:learning_rate=0.01") == "abra_random:learning_rate=0.01"
+    for name in ("erm:learning_rate=", "erm:learning_rate=fast", "erm:margin=0.3", "ermm:learning_rate=0.1"):
+        with pytest.raises(ValueError, match=f"Unknown method '{name}'"):
+            method_settings(name)
+
+
 def test_an_unknown_method_is_named_and_no_folder_made(tmp_path):
     with pytest.raises(ValueError, match="Unknown method 'dsuu'. Expected some of erm, arcface"):
         ladder.main(["--methods", "dsuu", "--output", str(tmp_path / "new")])
