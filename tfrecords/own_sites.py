@@ -8,7 +8,7 @@ from tfrecords.images import CHANNEL
 from tfrecords.own_paths import fields_of, fill_template
 from tfrecords.own_screen import KINDS
 from tfrecords.splits import SPLITS, natural
-from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, read_table
+from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, read_table
 
 _CONTROL = r"[\x00-\x1f\x7f]"
 
@@ -147,11 +147,7 @@ def _datasets(raw, screen, experiments):
 
 def _check_experiments(experiments, splits, column, rows):
     known = pd.DataFrame({"experiment": experiments, "split": splits, "row": rows})
-    known = known.drop_duplicates(["experiment", "split"])
-    twice = known["experiment"].duplicated()
-    if twice.any():
-        second = known[twice].iloc[0]
-        first = known[known["experiment"] == second["experiment"]].iloc[0]
+    for first, second, _ in find_repeated(known.drop_duplicates(["experiment", "split"]), "experiment"):
         raise ValueError(
             f"{second['row']}, column {column!r}: the experiment {second['experiment']!r} is in "
             f"{second['split'] or 'no split'}, and in {first['row']} in {first['split'] or 'no split'}. Expected each "
@@ -173,10 +169,7 @@ def _paths(templates, screen, columns, raw):
 
 def _check_wells(sites):
     wells = sites.drop_duplicates(["experiment", "plate", "well"])
-    twice = wells["well_id"].duplicated()
-    if twice.any():
-        second = wells[twice].iloc[0]
-        first = wells[wells["well_id"] == second["well_id"]].iloc[0]
+    for first, second, _ in find_repeated(wells, "well_id"):
         raise ValueError(
             f"{second['row']}: the well {second['well']!r} of {second['experiment']!r} and {first['row']}: "
             f"{first['well']!r} of {first['experiment']!r} both get the name {second['well_id']!r}, "
@@ -185,11 +178,8 @@ def _check_wells(sites):
 
 
 def _check_once(sites, column, name, advice):
-    twice = sites[column].duplicated()
-    if twice.any():
-        second = sites[twice].iloc[0]
-        first = sites[sites[column] == second[column]].iloc[0]
+    for first, second, count in find_repeated(sites, column):
         raise ValueError(
             f"{second['row']}: the {name} {second[column]!r} is a duplicate of {first['row']}. Expected each {name} "
-            f"once; {int(twice.sum())} rows repeat one. {advice}"
+            f"once; {count} rows repeat one. {advice}"
         )

@@ -170,16 +170,22 @@ def check_sites(table):
     check_cells(table, name, table[name] == well_id, "EXPERIMENT_PLATE_WELL of the same row")
     site_id = well_id + "_" + table["site"].astype(str)
     check_cells(table, "site_id", table["site_id"] == site_id, "EXPERIMENT_PLATE_WELL_SITE of the same row")
-    twice = table["site_id"].duplicated()
+    rows = table[FILE] + ", row " + table[ROW].astype(str)
+    for first, second, count in find_repeated(table.assign(row=rows), "site_id"):
+        raise ValueError(
+            f"{second['row']}: the site {second['site_id']!r} is a duplicate of {first['row']}. Expected each site "
+            f"once; {count} rows repeat one. Remove the repeated rows."
+        )
+    check_one_treatment(well_id, table["sirna"], table["well_type"], rows)
+    return table
+
+
+def find_repeated(table, key):
+    """Gives, if any row has the `key` of an earlier one, the first such pair: (earlier, later, how many rows have)."""
+    twice = table[key].duplicated()
     if twice.any():
         second = table[twice].iloc[0]
-        first = table[table["site_id"] == second["site_id"]].iloc[0]
-        raise ValueError(
-            f"{second[FILE]}, row {second[ROW]}: the site {second['site_id']!r} is a duplicate of {first[FILE]}, row "
-            f"{first[ROW]}. Expected each site once; {int(twice.sum())} rows repeat one. Remove the repeated rows."
-        )
-    check_one_treatment(well_id, table["sirna"], table["well_type"], table[FILE] + ", row " + table[ROW].astype(str))
-    return table
+        yield table[table[key] == second[key]].iloc[0], second, int(twice.sum())
 
 
 def check_one_treatment(wells, labels, kinds, rows):
@@ -192,11 +198,7 @@ def check_one_treatment(wells, labels, kinds, rows):
         rows: pandas.Series of str, file and row of each.
     """
     known = pd.DataFrame({"well": wells, "label": labels, "kind": kinds, "row": rows})[(labels != "").to_numpy()]
-    known = known.drop_duplicates(["well", "label", "kind"])
-    twice = known["well"].duplicated()
-    if twice.any():
-        second = known[twice].iloc[0]
-        first = known[known["well"] == second["well"]].iloc[0]
+    for first, second, _ in find_repeated(known.drop_duplicates(["well", "label", "kind"]), "well"):
         raise ValueError(
             f"{second['row']}: the well {second['well']!r} has {second['label']!r} ({second['kind']}), and in "
             f"{first['row']} it has {first['label']!r} ({first['kind']}). Expected one treatment a well: correct the "
