@@ -44,7 +44,7 @@ from job import (
 from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
 from rxrx1 import EMBEDDED, REAL, is_embedded
 from scores import predictions_table, print_scores, score
-from wilds_scores import in_table_order, prediction_file, wilds_metrics
+from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
 from tfrecords.sources import find_layout
@@ -112,6 +112,12 @@ def main(argv=None):
         if table is not None:
             predicted = np.asarray(values)[logits.argmax(axis=1)[in_table_order(sites, table)]]
             np.savetxt(output / prediction_file(split, args.seed), predicted, fmt="%d")
+            lacking = count_lacking(records, split)
+            if lacking:
+                print(
+                    f"WARNING: {prediction_file(split, args.seed)} has {len(predicted):,} lines and not "
+                    f"{len(predicted) + lacking:,}: the other sites have no images. WILDS's evaluation wants all."
+                )
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
             metrics["wilds"][split] = wilds_metrics(metrics["splits"][split])

@@ -2,6 +2,9 @@
 
 import pandas as pd
 
+from tfrecords.manifest import EXCLUDED
+from tfrecords.mirror import local_folder
+
 _PLACE = ["experiment", "plate", "well", "site"]
 
 
@@ -23,6 +26,12 @@ def in_table_order(sites, table):
             f"{sites.loc[order.isna().to_numpy(), 'site_id'].iloc[0]!r}). Expected the table they were built from."
         )
     return order.to_numpy().argsort(kind="stable")
+
+
+def count_lacking(records, split):
+    """Number of sites of a split that were left out of records because they lack files."""
+    excluded = pd.read_csv(local_folder(records) / EXCLUDED)
+    return int((excluded["split"] == split).sum())
 
 
 def prediction_file(split, seed):

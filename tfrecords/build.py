@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from tfrecords.channels import find_newer
+from tfrecords.faults import MOST, Faults
 from tfrecords.folder import claim, finish, is_finished, tidy
 from tfrecords.intensity import list_ranges
 from tfrecords.labels import LABELS
@@ -16,10 +17,11 @@ from tfrecords.measure import find_ranges
 from tfrecords.own_screen import add_screen, take_screen
 from tfrecords.parallel import add_workers, run_tasks
 from tfrecords.prepare import ENCODINGS, prepare_build
+from tfrecords.remote import is_remote
 from tfrecords.sources import COLUMNS, LAYOUTS
 from tfrecords.splits import SCHEMES, SPLITS, count_splits
 from tfrecords.whole import write_whole
-from tfrecords.write import Task, write_shard
+from tfrecords.write import Task, check_images, write_shard
 
 
 def build_records(
@@ -63,8 +65,8 @@ def build_records(
         encoding: `raw` pixels (default), the fastest to read; or `png`, about half of that for cell images: the
             original files where nothing is cropped or resized, else encoded anew, without loss.
         seed: integer that orders the sites inside the shards.
-        exclude_leaks: leave out plates, on the training side, whose layout comes again in another split; without it
-            (default) they are only named. See `leaks.find_repeats` and `leaks.repeating_sites`.
+        exclude_leaks: leave out plates whose layout comes again in a split further from training (train, val, test);
+            without it (default) they are only named. See `leaks.find_repeats` and `leaks.repeating_sites`.
         screen: what describes a screen of one's own, a dict or a TOML file, see `own_screen.read_screen`; by default
             `screen.toml` in the source, if it is there.
         strict: make a missing channel file an error.
@@ -77,6 +79,12 @@ def build_records(
     Raises:
         ValueError: if a table, an image or the output folder is not as it must be, naming the culprit.
     """
+    for name, folder in (("source", source), ("output", dest)):
+        if is_remote(folder):
+            raise ValueError(
+                f"The {name} {str(folder)!r} is a URL. Build from a folder of this machine into another, and copy that "
+                "as a whole, the manifest last: read_records takes URLs."
+            )
     source, dest = Path(source), Path(dest)
     prepared = prepare_build(
         source,
@@ -97,11 +105,12 @@ def build_records(
     if is_finished(dest, options):
         tidy(dest)
         print(f"{dest} already holds these records: nothing to do. (tfrecords.verify checks contents.)")
-        _report_newer(source, dest, prepared)
-        return read_manifest(dest)
-    with claim(dest, options, prepared.digests()):
+        manifest = read_manifest(dest)
+        _report_changes(source, dest, prepared, manifest)
+        return manifest
+    with claim(dest, options, prepared.digests(source)):
         pixels = len(sites) * size[0] * size[1] * len(options["channels"])
-        ranges = find_ranges(source, sites, options, size, workers)
+        ranges = _find_ranges(source, dest, prepared, pixels, workers)
         tasks = list_tasks(source, dest, prepared, ranges)
         results = run_tasks(write_shard, tasks, workers=workers, total=len(sites), size=pixels, name="records")
         written = {result.name: result for result in results}
@@ -141,7 +150,9 @@ def build_records(
     return manifest
 
 
-def _report_newer(source, dest, prepared):
+def _report_changes(source, dest, prepared, manifest):
+    if os.path.abspath(source) != manifest["source"]:
+        print(f"WARNING: they were built from {manifest['source']}, and not from {source}.")
     moment = (dest / MANIFEST).stat().st_mtime
     newer = find_newer(source, prepared.sites["path"], prepared.options["channels"], moment)
     if newer:
@@ -178,6 +189,21 @@ def list_tasks(source, dest, prepared, ranges=None):
             planes=prepared.planes,
         )
         yield task, len(rows)
+
+
+def _find_ranges(source, dest, prepared, pixels, workers):
+    try:
+        return find_ranges(source, prepared.sites, prepared.options, prepared.size, workers)
+    except Faults as faults:
+        messages = faults.messages
+    # What was measured are some of the images: what is wrong with the others is named as well.
+    tasks, count = list_tasks(source, dest, prepared), len(prepared.sites)
+    try:
+        for _ in run_tasks(check_images, tasks, workers=workers, total=count, size=pixels, name="check"):
+            pass
+    except Faults as faults:
+        messages = sorted({*messages, *faults.messages})
+    raise Faults(messages[:MOST])
 
 
 def _report_classes(prepared):
@@ -239,7 +265,7 @@ def main(argv=None):
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw pixels (default), or PNG files")
     parser.add_argument("--seed", type=int, default=0, help="orders the sites inside the files (default: 0)")
     parser.add_argument(
-        "--exclude-leaks", action="store_true", help="leave out training plates whose layout another split repeats"
+        "--exclude-leaks", action="store_true", help="leave out plates whose layout comes again further from training"
     )
     parser.add_argument("--strict", action="store_true", help="a site that lacks channel files is an error")
     parser.add_argument("--label", choices=LABELS, default="sirna_id", help="column of the classes (default: sirna_id)")

@@ -86,6 +86,12 @@ def find_newer(source, paths, channels, moment):
     return [file for file in files if _changed(os.path.join(source, file)) > moment]
 
 
+def stamp_files(source, path, channels):
+    """Size, time of the last change (ns) and inode of each channel file of a site: tuple of tuples of int."""
+    stats = [os.stat(os.path.join(source, file)) for file, _ in channel_files(path, channels)]
+    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
+
+
 def _changed(path):
     try:
         return os.stat(path).st_mtime

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 # Tasks handed out per thread of the cluster: one that runs, and one so that none waits for the way here and back.
 _AHEAD = 2
+GOES_ON = "What was finished stays: the same command goes on where this one stopped."
 
 
 @contextmanager
@@ -20,7 +21,9 @@ def connect(address, timeout=30):
         timeout: seconds to wait for the scheduler and a first worker. Default 30, three times Dask's own.
 
     Yields:
-        (executor, most): a `concurrent.futures.Executor`, and how many tasks to hand to it at a time.
+        (executor, most, check): a `concurrent.futures.Executor`; how many tasks to hand to it at a time; a function to
+        call now and then, which raises a ConnectionError when the scheduler is gone, or was without workers at each
+        call of the last `timeout` seconds.
 
     Raises:
         ValueError: if nothing answers there, or no worker is known to it.
@@ -51,7 +54,27 @@ def connect(address, timeout=30):
         threads = sum(client.ncores().values())
         # Each writes the same bytes under the same name, so a task may be run again where a worker is lost. A result is
         # taken as it is; an error is ours to raise.
-        yield client.get_executor(pure=False), _AHEAD * threads
+        yield client.get_executor(pure=False), _AHEAD * threads, _watch(client, address, timeout)
+
+
+def _watch(client, address, timeout):
+    last = time.monotonic()
+
+    def check():
+        nonlocal last
+        try:
+            workers = client.ncores()
+        except Exception as error:  # Dask has many, of no common kind.
+            raise ConnectionError(f"The Dask scheduler at {address!r} is gone ({error}). {GOES_ON}") from None
+        if workers:
+            last = time.monotonic()
+        elif time.monotonic() - last >= timeout:
+            raise ConnectionError(
+                f"The Dask scheduler at {address!r} has had no workers for {timeout} seconds. Start some with "
+                f"`dask worker {address}`. {GOES_ON}"
+            )
+
+    return check
 
 
 def _probe(address, timeout):

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Little and big endian, each classic and BigTIFF.
@@ -39,6 +39,9 @@ def decode_file(path):
     try:
         with Image.open(io.BytesIO(data), formats=("TIFF" if is_tiff else "PNG",)) as image:
             return _read_pages(path, image, _tiff_bits if is_tiff else lambda page: data[24])
+    except UnidentifiedImageError:
+        kind = "TIFF" if is_tiff else "PNG"
+        raise ValueError(f"{path}: no {kind} can be found in the file. Download or copy the file again.") from None
     except (OSError, SyntaxError, TypeError, EOFError, zlib.error, struct.error) as error:
         kind = "TIFF" if is_tiff else "PNG"
         raise ValueError(f"{path}: the {kind} cannot be decoded ({error}). Download or copy the file again.") from None

@@ -1,7 +1,7 @@
 """Faults of several files, collected so that one run names them all."""
 
 # Enough to see what is wrong; a screen whose every file is wrong is not read to its end.
-MOST = 20
+MOST = 30
 
 
 class Faults(ValueError):
@@ -31,11 +31,11 @@ def collect_faults(function, items):
         try:
             result = function(item)
         except ValueError as error:
-            messages.append(str(error))
+            messages += error.messages if isinstance(error, Faults) else [str(error)]
             if len(messages) >= MOST:
                 break
         else:
             if not messages:
                 yield result
     if messages:
-        raise Faults(messages)
+        raise Faults(messages[:MOST])

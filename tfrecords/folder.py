@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfrecords.manifest import MANIFEST, UNFINISHED, read_manifest, seal
+from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, UNFINISHED, hash_bytes, read_manifest, seal
 from tfrecords.whole import explain_no_space, remove_temporary, sync_folder, write_whole
 
 # Options that follow from the others and the source.
@@ -44,6 +44,13 @@ def is_finished(dest, options):
                     f"{path} is missing or was changed after the build. "
                     f"Run `python -m tfrecords.verify {dest} --repair`."
                 )
+        for name, entry in ((INDEX, manifest["index"]), (EXCLUDED, manifest["excluded"])):
+            path = dest / name
+            if not path.is_file() or hash_bytes(path.read_bytes()) != entry["sha256"]:
+                raise ValueError(
+                    f"{path} is missing or was changed after the build. "
+                    f"Run `python -m tfrecords.verify {dest} --repair`."
+                )
         return True
     if (dest / UNFINISHED).exists():
         begun, _ = _read_unfinished(dest)
@@ -51,7 +58,14 @@ def is_finished(dest, options):
             # Tables and files may have changed since: `claim` removes the shards that are other ones now.
             given = [{key: value for key, value in one.items() if key not in FOLLOWING} for one in (begun[0], options)]
             compare_options(dest, *given, "was begun")
+        elif any(dest.glob("*/*.tfrecord")):
+            raise ValueError(
+                f"The output folder {str(dest)!r} holds shards, and {UNFINISHED} does not say of which build: they "
+                "cannot be trusted. Remove the folder, or name another."
+            )
         return False
+    if (dest / INDEX).is_file() and any(dest.glob("*/*.tfrecord")):
+        read_manifest(dest)  # says that it was lost
     content = sorted(path.name for path in dest.iterdir())
     if content:
         raise ValueError(
@@ -155,7 +169,18 @@ def _read_unfinished(dest):
     shard."""
     data = (dest / UNFINISHED).read_bytes()
     end = data.rfind(b"\n") + 1
-    return (json.loads(data[:end].splitlines()[-1]), end) if end else (None, 0)
+    if not end:
+        return None, 0
+    try:
+        mark = json.loads(data[:end].splitlines()[-1])
+        if not isinstance(mark, list) or [type(part) for part in mark] != [dict, dict]:
+            raise ValueError("it is not of the form of this release")
+    except ValueError as error:
+        raise ValueError(
+            f"{dest / UNFINISHED} is damaged, or of another release ({error}): what was begun there cannot be gone on "
+            "with. Remove the folder, or name another."
+        ) from None
+    return mark, end
 
 
 def _differences(before, now, keys, place=""):

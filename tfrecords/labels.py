@@ -1,6 +1,7 @@
 """Which class a site belongs to: the class map."""
 
 LABELS = ("sirna_id", "cell_type", "experiment", "well_type")
+_OWN = " (of a screen of your own: in the column that its description calls `sirna`)"
 _ORDER = {"treatment": 0, "positive_control": 1, "negative_control": 2}
 
 
@@ -28,7 +29,8 @@ def class_map(sites, label="sirna_id"):
     known = sites[sites[label].notna()]
     if not len(known):
         raise ValueError(
-            f"No site has a label in the column {label!r}. Expected at least one: fill the column, or take another."
+            f"No site has a label in the column {label!r}{_OWN if label == 'sirna_id' else ''}. Expected at least one: "
+            "fill the column, or take another."
         )
     pairs = known[[label, "well_type"]].assign(name=known["sirna"] if label == "sirna_id" else known[label])
     pairs = pairs.drop_duplicates()

@@ -118,7 +118,9 @@ def repeating_sites(sites, repeats):
     """
     reasons, sides = {}, {}
     for row in repeats.itertuples():
-        text = f"repeats the layout of {row.of_experiment} plate {row.of_plate} in {row.of_split}"
+        # By controls it cannot be told which plate of the other experiment it is, see `describe_repeats`.
+        plate = f" plate {row.of_plate}" if row.evidence == "treatment" else ""
+        text = f"repeats the layout of {row.of_experiment}{plate} in {row.of_split}"
         reasons.setdefault((row.experiment, row.plate), text)
         sides[row.experiment, row.plate] = row.split
     keys = zip(sites["experiment"], sites["plate"], sites["split"].replace("id_test", "train"), strict=True)

@@ -86,12 +86,18 @@ def measure_plate(plate):
         Faults: naming the files that cannot be read, or are of another size.
     """
     counts = np.zeros((len(plate.channels), 65536), np.int64)
-    numbers = range(len(plate.channels))
+    numbers, depths = range(len(plate.channels)), {}
     files = [file for path in plate.paths for file in zip(numbers, channel_files(path, plate.channels), strict=True)]
 
     def count_levels(item):
         channel, (file, plane) = item
         pixels = load_channel(Path(plate.source) / file, plate.size, plane)
+        depth, first = depths.setdefault(channel, (8 * pixels.itemsize, file))
+        if 8 * pixels.itemsize != depth:
+            raise ValueError(
+                f"{Path(plate.source) / file}: expected {depth} bits a pixel as in {first}; found "
+                f"{8 * pixels.itemsize}. All files of a plate have one depth: convert one of them, or leave it out."
+            )
         return channel, np.bincount(pixels.ravel(), minlength=65536)
 
     for channel, count in collect_faults(count_levels, files):

@@ -86,6 +86,14 @@ def local_folder(dest, splits=(), kinds=()):
     return folder
 
 
+def how_to_mend(dest):
+    """What to do about a damaged file of `dest`, a folder of records or a copy made by `local_folder`: a sentence."""
+    for used in _in_use:
+        if Path(dest) == used.parent / used.name.removesuffix(".used"):
+            return f"This is a copy of remote records: remove {dest}, so that it is fetched anew."
+    return f"Run `python -m tfrecords.verify {dest} --repair`."
+
+
 def _is_whole(folder, row):
     path = folder / row["name"]
     return path.is_file() and path.stat().st_size == row["bytes"]

@@ -121,7 +121,8 @@ def add_screen(parser):
 def take_screen(arguments):
     """Takes the options of `add_screen` out of parsed arguments and gives the description: file, dict, or None.
 
-    With a table and no file, the option `channels` names the channels.
+    What the command line says is taken over what the file says. Where no file names channels, the option `channels`
+    does.
 
     Args:
         arguments: dict of the parsed command line; changed.
@@ -139,9 +140,10 @@ def take_screen(arguments):
     if "controls" in given:
         pairs = list(map(_pair, given["controls"]))
         given["controls"] = {kind: [value for name, value in pairs if name == kind] for kind, _ in pairs}
-    if path is not None or not {"table", "images", "columns"} <= set(given):
-        return _load(Path(arguments["source"]) / SCREEN_FILE if path is None else Path(path)) | given
-    if arguments.get("channels"):
+    file = Path(arguments["source"]) / SCREEN_FILE if path is None else Path(path)
+    if file.exists() or path is not None or not {"table", "images", "columns"} <= set(given):
+        given = _load(file) | given
+    if arguments.get("channels") and "channels" not in given and not isinstance(given.get("images"), dict):
         given["channels"], arguments["channels"] = list(arguments["channels"]), None
     return given
 

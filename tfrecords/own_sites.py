@@ -1,5 +1,6 @@
 """The table of a screen of one's own -> one row a site, as RxRx1 has it."""
 
+import urllib.parse
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from tfrecords.own_screen import KINDS
 from tfrecords.splits import SPLITS, natural
 from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, read_table
 
+_LONGEST = 200
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
@@ -60,6 +62,12 @@ def read_own_sites(source, screen, split_column=None):
         good = ~values.str.contains(_CONTROL) & ((values != "") | (name == "sirna"))
         check_cells(raw.assign(**{theirs: values}), theirs, good, f"the {name}, a text without control characters")
         sites[name] = values
+        _report_similar(values, theirs)
+    short = sites["experiment"].map(lambda name: len(urllib.parse.quote(name, safe="")) <= _LONGEST)
+    theirs = texts["experiment"][1]
+    check_cells(
+        raw, theirs, short, f"a name that a file's can hold (at most {_LONGEST} bytes, with %XX for other signs)"
+    )
     for name in ("plate", "site"):
         sites[f"{name}_name"] = sites[name]
         sites[name] = _numbers(sites[name])
@@ -74,7 +82,11 @@ def read_own_sites(source, screen, split_column=None):
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
     known = texts | {name: (raw[name], name) for name in of_table}
     sites["path"] = _paths(templates, screen, known, raw)
-    _check_once(sites, "path", "file", "Name in the template what tells sites apart, or correct the table.")
+    advice = "Name in the template what tells sites apart, or correct the table."
+    _check_once(sites, "path", "file", advice)
+    if sites["path"].map(type).eq(tuple).all():  # a file for each channel
+        for i in range(len(sites["path"].iloc[0])):
+            _check_once(sites.assign(path=sites["path"].str[i]), "path", "file", advice)
     if own:
         good = raw[split_column].isin(("", *SPLITS))
         check_cells(raw, split_column, good, f"one of {', '.join(SPLITS)}, or nothing")
@@ -98,6 +110,24 @@ def rank_labels(names, kinds):
         for name in sorted(set(pairs.loc[pairs["kind"] == kind, "name"]), key=lambda name: (natural(name), name)):
             rank.setdefault(name, len(rank))
     return names.map(rank).astype("Int64")
+
+
+def _report_similar(values, column):
+    """Texts that a person would take for one: that differ in blanks, case, or how a number is written."""
+    alike = {}
+    for value in values.unique():
+        key = " ".join(value.split()).casefold()
+        try:
+            key = float(key) if key.isascii() else key
+        except ValueError:
+            pass
+        alike.setdefault(key, []).append(value)
+    for same in alike.values():
+        if len(same) > 1:
+            print(
+                f"WARNING: the column {column!r} has {', '.join(map(repr, same))}, which are taken for different ones. "
+                "Write them alike in the table if they are not."
+            )
 
 
 def _numbers(texts):

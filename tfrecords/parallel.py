@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 
-from tfrecords.cluster import connect
+from tfrecords.cluster import GOES_ON, connect
 from tfrecords.faults import MOST, Faults
 from tfrecords.progress import progress_bar
 
@@ -17,6 +17,7 @@ from tfrecords.progress import progress_bar
 _BYTES_FOR_PROCESSES = 2e9
 # Tasks handed to an executor whose number of workers cannot be asked; the rest wait as they are, unmade.
 _IN_FLIGHT = 64
+_LOOK = 5  # seconds between looks at whether anybody still works
 
 
 def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
@@ -36,11 +37,14 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
 
     Yields:
         Each task's result, in no particular order.
+
+    Raises:
+        OSError: if a process or a cluster is lost.
     """
     messages = []
     with (
         progress_bar(total, name, **({} if total else {"disable": True})) as progress,
-        _executor(workers, size) as (executor, most),
+        _executor(workers, size) as (executor, most, check),
     ):
         running = {}
         try:
@@ -53,9 +57,14 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
                     continue
                 running[executor.submit(function, task)] = count
                 if len(running) >= most:
-                    yield from _harvest(running, progress, messages)
+                    yield from _harvest(running, progress, messages, check)
             while running and len(messages) < MOST:
-                yield from _harvest(running, progress, messages)
+                yield from _harvest(running, progress, messages, check)
+        except BrokenExecutor:
+            raise ChildProcessError(
+                "A process ended abruptly: it was killed, perhaps because memory ran out, which fewer processes "
+                f"(--workers) take less of. {GOES_ON}"
+            ) from None
         finally:
             for future in running:
                 future.cancel()
@@ -79,8 +88,11 @@ def _positive(text):
     return number
 
 
-def _harvest(running, progress, messages):
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
+def _harvest(running, progress, messages, check):
+    done, _ = wait(running, _LOOK, FIRST_COMPLETED)
+    while not done:
+        check()
+        done, _ = wait(running, _LOOK, FIRST_COMPLETED)
     for future in done:
         count = running.pop(future)
         yield from _result(future.result, messages)
@@ -92,30 +104,36 @@ def _result(call, messages):
         result = call()
     except Faults as faults:
         messages += faults.messages
+    except CancelledError as error:
+        raise ConnectionError(f"The scheduler lost a task ({error}). {GOES_ON}") from None
     else:
         yield result
+
+
+def _nothing():
+    pass
 
 
 @contextmanager
 def _executor(workers, size):
     if isinstance(workers, Executor):
-        yield workers, max(_IN_FLIGHT, 2 * getattr(workers, "_max_workers", 0))
+        yield workers, max(_IN_FLIGHT, 2 * getattr(workers, "_max_workers", 0)), _nothing
         return
     if isinstance(workers, str):
-        with connect(workers) as (executor, most):
-            yield executor, most
+        with connect(workers) as (executor, most, check):
+            yield executor, most, check
         return
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = workers if size >= _BYTES_FOR_PROCESSES else 1
     if workers <= 1:
-        yield None, 1
+        yield None, 1, _nothing
         return
     # Not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
     try:
-        yield executor, 2 * workers
+        yield executor, 2 * workers, _nothing
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing
+from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing, stamp_files
+from tfrecords.faults import MOST, Faults
 from tfrecords.images import Size, channel_files, load_channel
 from tfrecords.intensity import DEFAULT, parse_intensity
 from tfrecords.labels import class_map
@@ -16,7 +17,7 @@ from tfrecords.own_screen import read_screen
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
 from tfrecords.png import png_planes
 from tfrecords.sources import COLUMNS, find_layout, read_sites
-from tfrecords.splits import LEFT_OUT, assign_splits
+from tfrecords.splits import LEFT_OUT, SPLITS, assign_splits
 
 
 class Prepared(NamedTuple):
@@ -43,10 +44,18 @@ class Prepared(NamedTuple):
         edge = self.options["image_size"] or self.options["crop"]
         return (*((edge, edge) if edge else self.size[:2]), len(self.options["channels"]))
 
-    def digests(self):
-        """dict of a shard's name -> a short text that changes with all that decides its bytes but the image files."""
+    def digests(self, source):
+        """dict of a shard's name -> a short text that changes with all that decides its bytes.
+
+        Of the image files these are size, time and number (inode): a file that was put in the place of another counts
+        as changed, and so do those of a source that was copied.
+        """
         table = self.sites[[*COLUMNS, "path"]].sort_values("site_id")
-        rows = {row[0]: repr(row) for row in table.itertuples(index=False, name=None)}
+        channels = self.options["channels"]
+        rows = {
+            row[0]: hash_bytes(repr((row, stamp_files(source, row[-1], channels))).encode())
+            for row in table.itertuples(index=False, name=None)
+        }
         intensity = self.options["intensity"]
         measured = intensity is not None and parse_intensity(intensity)[0] != "fixed"
         same = {  # Grey levels are measured on some sites of a plate, whichever shard they are in.
@@ -122,6 +131,10 @@ def prepare_build(
             f"The splits {splits!r}{' without repeated layouts' if exclude_leaks else ''} leave out every site "
             "that has files. Take another scheme."
         )
+    if set(complete["split"]) == {"train"}:
+        print("WARNING: all sites are in train; there is nothing to validate or test on.")
+    if exclude_leaks:
+        _report_emptied(sites, complete)
     if exclude_leaks and "train" in set(sites["split"]) and "train" not in set(complete["split"]):
         raise ValueError(
             "Every training plate repeats the layout of a plate in another split, as replicates do: without repeated "
@@ -129,8 +142,7 @@ def prepare_build(
             "judge the scores."
         )
     excluded = sites.loc[reasons != "", ["site_id", "split"]].assign(reason=reasons[reasons != ""])
-    name, plane = channel_files(min(complete["path"]), channels)[0]
-    first = load_channel(source / name, plane=plane)
+    path, name, first = _load_first(source, sorted(complete["path"]), channels)
     size = Size(*first.shape, name)
     intensity = screen and screen.get("intensity", DEFAULT if first.dtype != "uint8" else None)
     if intensity is not None:
@@ -140,7 +152,7 @@ def prepare_build(
     if encoding not in ENCODINGS:
         raise ValueError(f"Unknown encoding {encoding!r}. Expected one of {', '.join(ENCODINGS)}.")
     whole = crop is None and image_size is None and intensity is None
-    planes = png_planes(source, min(complete["path"]), channels, whole) if encoding == "png" else None
+    planes = png_planes(source, path, channels, whole) if encoding == "png" else None
     given = (layout, splits, label, list(channels), crop, image_size, encoding, seed, exclude_leaks, screen)
     options = {
         **dict(zip(OPTIONS, given, strict=True)),
@@ -153,6 +165,18 @@ def prepare_build(
         )[:16],
     }
     return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size, planes, repeats)
+
+
+def _load_first(source, paths, channels):
+    """The first image that can be read; those before it are named by the build, with all that cannot."""
+    faults = []
+    for path in paths[:MOST]:
+        name, plane = channel_files(path, channels)[0]
+        try:
+            return path, name, load_channel(source / name, plane=plane)
+        except ValueError as error:
+            faults.append(str(error))
+    raise Faults(faults)
 
 
 def _find_repeats(sites, complete, exclude):
@@ -170,6 +194,12 @@ def _find_repeats(sites, complete, exclude):
             + ("The first are left out." if exclude else "Build with --exclude-leaks to leave the first out.")
         )
     return repeats
+
+
+def _report_emptied(sites, complete):
+    for split in SPLITS:
+        if split in set(sites["split"]) and split not in set(complete["split"]):
+            print(f"WARNING: without repeated layouts the split {split} is empty.")
 
 
 def _choose(source, layout, screen, splits):

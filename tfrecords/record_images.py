@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrecords.image_batches import Source
+from tfrecords.mirror import how_to_mend
 
 
 def record_images(dest, sites, manifest):
@@ -31,6 +32,8 @@ def record_images(dest, sites, manifest):
     numbers = tf.constant(sites["record"].to_numpy(np.int64))
     site_ids = tf.constant(sites["site_id"].to_numpy(str))
 
+    mending = how_to_mend(dest)
+
     def read(row):
         path = tf.gather(paths, tf.gather(file_of, row))
         return decode(record_at(path, tf.gather(offsets, row)))
@@ -42,8 +45,7 @@ def record_images(dest, sites, manifest):
             tf.strings.as_string(tf.gather(numbers, row)),
             ": damaged, missing or not of the site ",
             tf.gather(site_ids, row),
-            f". Nothing was skipped: the reading stopped here. Run `python -m tfrecords.verify {dest} --repair`, then "
-            "start again.",
+            f". Nothing was skipped: the reading stopped here. {mending} Then start again.",
         ]
         return tf.strings.join(parts)
 

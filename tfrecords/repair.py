@@ -8,6 +8,7 @@ from tfrecords.folder import compare_options, hold
 from tfrecords.intensity import ranges_of
 from tfrecords.listing import read_index
 from tfrecords.manifest import EXCLUDED, INDEX, hash_bytes, read_manifest
+from tfrecords.mirror import CACHE
 from tfrecords.parallel import run_tasks
 from tfrecords.prepare import OPTIONS, prepare_build
 from tfrecords.remote import is_remote
@@ -36,7 +37,11 @@ def repair_records(dest, source=None, workers=None, faults=None):
             was repaired before that stays so.
     """
     if is_remote(dest):
-        raise ValueError(f"{dest} cannot be repaired in place. Repair the folder that it was copied from, and copy it.")
+        raise ValueError(
+            f"{dest} cannot be repaired in place. If the copy on this machine is what is damaged, remove it (below the "
+            f"folder that {CACHE} names, by default ~/.cache/tfrecords); else repair the folder that was uploaded, and "
+            "upload it again."
+        )
     dest = Path(dest)
     manifest = read_manifest(dest)
     faults = verify_records(dest, workers) if faults is None else faults

@@ -100,7 +100,7 @@ def _as_text(value):
     # A column of whole numbers in which one is missing has often become one of floats.
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _check_header(path, header, columns, optional, advice):

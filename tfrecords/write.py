@@ -1,14 +1,14 @@
 """Writes one shard. All has been decided before: nothing here chooses."""
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from tfrecords.channels import find_newer
 from tfrecords.example import encode_example
 from tfrecords.faults import collect_faults
 from tfrecords.frames import FOOTER, HEADER, frame, read_frames
-from tfrecords.images import load_site
+from tfrecords.images import channel_files, load_channel, load_site
 from tfrecords.png import load_pngs
 from tfrecords.whole import open_whole
 
@@ -47,7 +47,7 @@ def write_shard(task):
     """Writes the shard of a `Task` under a temporary name, syncs and renames it, and gives its `Written`.
 
     A shard that an earlier, broken-off build of the same options left under its final name is kept if every record in
-    it fits its checksum and no image file was changed since.
+    it fits its checksum. (Those of which rows or image files were changed since are gone by then, see `folder.claim`.)
 
     Raises:
         Faults: naming the image files that are damaged or have another size or mode.
@@ -57,17 +57,13 @@ def write_shard(task):
     if path.exists():
         found = scan_shard(path, task.name)
         if found is not None and found.count == len(task.sites) and task.sha256 in (None, found.sha256):
-            paths = [site["path"] for site in task.sites]
-            if task.sha256 or not find_newer(task.source, paths, task.channels, path.stat().st_mtime):
-                return found
+            return found
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     offsets, size = [], 0
     # Uncompressed: gzip saves about a third of raw cell images and costs most of the reading speed.
     with open_whole(path) as file:
-        records = collect_faults(
-            lambda site: encode_site(site, _load(task, site["path"], site.get("ranges"))), task.sites
-        )
+        records = collect_faults(functools.partial(_encode, task), task.sites)
         for record in records:
             header, footer = frame(record)
             offsets.append(size)
@@ -82,6 +78,30 @@ def write_shard(task):
                 "Repair from the source as it was, or build the records again, into a new folder."
             )
     return Written(task.name, len(task.sites), size, digest.hexdigest(), tuple(offsets))
+
+
+def check_images(task):
+    """Reads the image files of a `Task` and writes nothing.
+
+    Raises:
+        Faults: naming the files that are damaged or have another size or mode.
+    """
+
+    def check(place):
+        file, plane = place
+        load_channel(Path(task.source) / file, task.size, plane)
+
+    files = [place for site in task.sites for place in channel_files(site["path"], task.channels)]
+    for _ in collect_faults(check, files):
+        pass
+
+
+def _encode(task, site):
+    try:
+        return encode_site(site, _load(task, site["path"], site.get("ranges")))
+    except ValueError:
+        check_images(task._replace(sites=[site]))  # names all files of the site that are wrong
+        raise
 
 
 def _load(task, path, ranges):

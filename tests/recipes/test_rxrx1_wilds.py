@@ -1,6 +1,7 @@
 """RxRx1-WILDS's job on small screens, in this process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -11,7 +12,7 @@ import rxrx1_wilds
 import tensorflow as tf
 from coupled_adam import CoupledAdam
 from PIL import Image
-from wilds_scores import in_table_order, prediction_file, wilds_metrics
+from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
 from tfrecords import build_records, list_sites, read_manifest, write_screen
 from tfrecords.frames import read_frames
@@ -100,6 +101,16 @@ def test_published_settings_are_the_defaults_of_real_data():
     assert published == {"backbone": "ResNet50", "epochs": 90, "batch_size": 72, "learning_rate": 1e-3}
     assert rxrx1_wilds.PUBLISHED["weight_decay"] == 1e-5 and rxrx1_wilds.PUBLISHED["warmup_steps"] == 5415
     assert rxrx1_wilds.CROP == 256 and rxrx1_wilds.CHANNELS == (1, 2, 3)
+
+
+def test_sites_that_lack_files_are_counted(wilds, tmp_path):
+    source = shutil.copytree(wilds, tmp_path / "source")
+    table = pd.read_csv(source / "metadata.csv")
+    experiment = table.loc[table["dataset"] == "test", "experiment"].iloc[0]
+    for path in [*(source / "images" / experiment).rglob("*.png")][:3]:
+        path.unlink()
+    build_records(source, tmp_path / "records")
+    assert [count_lacking(tmp_path / "records", split) for split in ("val", "test")] == [0, 3]
 
 
 def test_without_metadata_csv_there_is_no_order_and_no_file(release, tmp_path, capsys):

@@ -135,7 +135,7 @@ def test_a_screen_that_is_wrong_altogether_is_not_read_to_its_end(release, tmp_p
     for path in (release / "images").rglob("*.png"):
         path.write_bytes(b"")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(release / "images/HUVEC-01/Plate1/B02_s1_w1.png")
-    with pytest.raises(ValueError, match="20 files are not as expected or more; the rest was not looked at:"):
+    with pytest.raises(ValueError, match="30 files are not as expected or more; the rest was not looked at:"):
         build_records(release, tmp_path / "records")
 
 
@@ -145,6 +145,7 @@ def test_an_image_changed_since_is_pointed_out_after_the_build_and_written_anew_
     dest, path = tmp_path / "records", release / "images/RPE-01/Plate1/B03_s1_w5.png"
     build_records(release, dest)
     capsys.readouterr()
+    digests = prepare_build(release).digests(release)
     build_records(release, dest)
     assert "WARNING" not in capsys.readouterr().out
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(path)
@@ -154,7 +155,9 @@ def test_an_image_changed_since_is_pointed_out_after_the_build_and_written_anew_
         "WARNING: 1 of the image files are newer than these records, such as images/RPE-01" in capsys.readouterr().out
     )
     assert content(dest) == content(records_tree) | {Path("manifest.json"): (dest / "manifest.json").read_bytes()}
-    mark = [read_manifest(dest)["options"], prepare_build(release).digests()]
+    build_records(Path(shutil.copytree(release, tmp_path / "copy")), dest)
+    assert f"WARNING: they were built from {release}, and not from {tmp_path / 'copy'}" in capsys.readouterr().out
+    mark = [read_manifest(dest)["options"], digests]
     (dest / "unfinished.json").write_text(json.dumps(mark) + "\n")  # as before its last rename
     (dest / "manifest.json").unlink()
     times = {name: (dest / name).stat().st_mtime_ns for name in content(dest)}
@@ -165,6 +168,52 @@ def test_an_image_changed_since_is_pointed_out_after_the_build_and_written_anew_
     assert len(anew) == 1 and "RPE-01" in anew[0]
     build_records(release, tmp_path / "unbroken")
     assert content(dest) == content(tmp_path / "unbroken")
+
+
+def test_a_build_begun_with_another_source_is_done_again(release, tmp_path):
+    """The other has the same tables, and other pixels in files of the same size and time."""
+    other = Path(shutil.copytree(release, tmp_path / "other"))
+    for path in (other / "images").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
+        os.utime(path, ns=((release / path.relative_to(other)).stat().st_mtime_ns,) * 2)
+    last = other / "images/RPE-01/Plate1/C03_s2_w6.png"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match="C03_s2_w6.png: expected a whole PNG file"):
+        build_records(other, tmp_path / "records")
+    assert len([*(tmp_path / "records").glob("*/*.tfrecord")]) == 11
+    build_records(release, tmp_path / "records")
+    build_records(release, tmp_path / "unbroken")
+    assert content(tmp_path / "records") == content(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("name", ["index.csv", "excluded.csv"])
+def test_a_finished_folder_with_a_damaged_table_is_not_taken_for_whole(release_tree, records, name):
+    data = (records / name).read_bytes()
+    (records / name).write_bytes(data[:-3])
+    with pytest.raises(ValueError, match=f"{name} is missing or was changed .* tfrecords.verify .* --repair"):
+        build_records(release_tree, records)
+    (records / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing or was changed"):
+        build_records(release_tree, records)
+
+
+def test_shards_of_which_nothing_is_known_are_not_gone_on_with(release_tree, records):
+    (records / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="has lost its manifest.json"):
+        build_records(release_tree, records)
+    (records / "unfinished.json").touch()
+    with pytest.raises(ValueError, match="holds shards, and unfinished.json does not say of which build"):
+        build_records(release_tree, records)
+
+
+def test_a_url_is_no_place_to_build_in(release_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="The output 's3://bucket/records' is a URL. Build from a folder of this"):
+        build_records(release_tree, "s3://bucket/records")
+    with pytest.raises(ValueError, match="The source 's3://bucket/rxrx1' is a URL"):
+        build_records("s3://bucket/rxrx1", tmp_path / "records")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_damaged_files_may_be_removed_and_the_build_goes_on_without_their_sites(release, tmp_path):

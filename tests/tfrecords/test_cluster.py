@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tfrecords import parallel
 from tfrecords.build import build_records, main
 from tfrecords.cluster import connect
 from tfrecords.verify import main as verify
@@ -30,22 +32,42 @@ def start(folder, what, *options):
     return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
 
 
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory):
-    """Address of a Dask scheduler with two workers, each a process of its own."""
-    folder = tmp_path_factory.mktemp("dask")
+@contextmanager
+def cluster(folder, workers):
     processes = [start(folder, "scheduler", "--host", "127.0.0.1", "--port", "0")]
     try:
         deadline = time.monotonic() + 120
         while not (folder / "scheduler.json").exists():
             assert time.monotonic() < deadline and processes[0].poll() is None
             time.sleep(0.1)
-        processes += [start(folder, "worker", "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1") for _ in "12"]
-        yield json.loads((folder / "scheduler.json").read_text())["address"]
+        processes += [
+            start(folder, "worker", "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1") for _ in range(workers)
+        ]
+        yield json.loads((folder / "scheduler.json").read_text())["address"], processes
     finally:
         for process in processes:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    """Address of a Dask scheduler with two workers, each a process of its own."""
+    with cluster(tmp_path_factory.mktemp("dask"), 2) as (address, _):
+        yield address
+
+
+@pytest.mark.parametrize("lost, message", [(1, "has had no workers for 3 seconds"), (0, "scheduler.*(is gone|lost)")])
+def test_a_cluster_that_is_lost_is_an_error_that_says_what_to_do(tmp_path, monkeypatch, lost, message):
+    monkeypatch.setattr(parallel, "connect", lambda address: connect(address, timeout=3))
+    monkeypatch.setattr(parallel, "_LOOK", 1)
+    with cluster(tmp_path, 1) as (address, processes):
+        tasks = ((seconds, 1) for seconds in (0, 120, 120, 120))
+        results = parallel.run_tasks(time.sleep, tasks, workers=address, total=4, size=0, name="test")
+        next(results)
+        os.killpg(processes[lost].pid, signal.SIGKILL)
+        with pytest.raises(OSError, match=f"{message}.*the same command goes on"):
+            next(results)
 
 
 def test_a_cluster_builds_the_same_and_verifies(scheduler, release_tree, records_tree, tmp_path, monkeypatch, capsys):
@@ -60,7 +82,7 @@ def test_a_cluster_builds_the_same_and_verifies(scheduler, release_tree, records
 
 
 def test_both_workers_take_part_and_errors_come_back(scheduler, release, tmp_path):
-    with connect(scheduler) as (executor, most):
+    with connect(scheduler) as (executor, most, _):
         assert most == 4
         assert len(set(executor.map(lambda _: time.sleep(0.2) or os.getpid(), range(8)))) == 2
     path = release / "images/RPE-01/Plate1/B03_s2_w5.png"

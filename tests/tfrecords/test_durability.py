@@ -61,7 +61,7 @@ def test_killed_at_any_moment_with_its_processes_it_goes_on_to_the_same_bytes(re
 def test_a_shard_damaged_since_is_written_again_and_no_other(release_tree, records, records_tree):
     (records / "manifest.json").rename(records / "unfinished.json")
     options = json.loads((records / "unfinished.json").read_text())["options"]
-    mark = [options, prepare_build(release_tree).digests()]
+    mark = [options, prepare_build(release_tree).digests(release_tree)]
     (records / "unfinished.json").write_text(json.dumps(mark) + "\n")
     names = sorted(shard_times(records))
     for path, place in zip(names[:3], (2, 300, -2), strict=True):  # In a length, in pixels, in the last checksum.

@@ -1,7 +1,7 @@
 import pytest
 
 from tfrecords.folder import claim, finish, is_finished
-from tfrecords.manifest import SCHEMA
+from tfrecords.manifest import SCHEMA, hash_bytes
 
 OPTIONS = {"seed": 0, "plan": "a"}
 SHARDS = {"train/one.tfrecord": "1", "val/two.tfrecord": "2"}
@@ -10,8 +10,15 @@ MANIFEST = dict.fromkeys(KEYS) | {
     "schema": SCHEMA,
     "options": OPTIONS,
     "shards": [],
+    "index": {"sha256": hash_bytes(b"table")},
+    "excluded": {"sha256": hash_bytes(b"table")},
     "experiments": {split: [] for split in ("train", "id_test", "val", "test")},
 }
+
+
+def write_tables(folder):
+    for name in ("index", "excluded"):
+        (folder / f"{name}.csv").write_bytes(b"table")
 
 
 def test_a_folder_is_finished_when_its_manifest_stands(tmp_path):
@@ -19,13 +26,15 @@ def test_a_folder_is_finished_when_its_manifest_stands(tmp_path):
     assert not is_finished(dest, OPTIONS)
     with claim(dest, OPTIONS, SHARDS):
         assert [path.name for path in dest.iterdir()] == ["unfinished.json"]
+        write_tables(dest)
         finish(dest, MANIFEST)
     assert is_finished(dest, OPTIONS)
-    assert [path.name for path in dest.iterdir()] == ["manifest.json"]
+    assert sorted(path.name for path in dest.iterdir()) == ["excluded.csv", "index.csv", "manifest.json"]
 
 
 def test_other_options_are_named(tmp_path):
     with claim(tmp_path, OPTIONS, SHARDS):
+        write_tables(tmp_path)
         finish(tmp_path, MANIFEST)
     with pytest.raises(ValueError, match="in use: it was built with other options: seed 0, now 1. Repeat"):
         is_finished(tmp_path, OPTIONS | {"seed": 1})
@@ -67,6 +76,13 @@ def test_shards_that_would_be_other_ones_now_are_removed_and_the_rest_is_kept(tm
     with pytest.raises(KeyboardInterrupt), claim(tmp_path, OPTIONS | {"plan": "c"}, {"val/two.tfrecord": "3"}):
         assert there() == {"val/two.tfrecord"}
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("mark", ['{"seed": 0}\n', '["a", "b"]\n', "{\n 1\n}\n"])
+def test_a_mark_of_another_form_is_named(tmp_path, mark):
+    (tmp_path / "unfinished.json").write_text(mark)
+    with pytest.raises(ValueError, match="unfinished.json is damaged, or of another release .* Remove the folder"):
+        is_finished(tmp_path, OPTIONS)
 
 
 def test_a_foreign_folder_and_a_file_are_refused(tmp_path):

@@ -101,6 +101,13 @@ def test_the_report_names_experiments_plates_and_evidence():
     assert describe_repeats(find_repeats(sites[sites["experiment"] == "A"])) is None
 
 
+def test_a_repeat_seen_by_controls_alone_names_no_plate():
+    sites = table({("A", 1, "val"): STRAIGHT, ("B", 1, "test"): STRAIGHT}, controls=10)
+    sites = pd.concat([sites, table({("C", i, "train"): TURNED for i in range(3)}, controls=10)], ignore_index=True)
+    reasons = repeating_sites(sites, find_repeats(sites))
+    assert set(reasons) == {"", "repeats the layout of B in test"} and set(sites["split"][reasons != ""]) == {"val"}
+
+
 def test_the_training_side_goes_and_takes_its_id_test_along():
     sites = table({("A", 1, "train"): STRAIGHT, ("A", 2, "train"): TURNED, ("B", 1, "test"): STRAIGHT})
     sites = pd.concat([sites, sites[sites["experiment"] == "A"].assign(split="id_test")], ignore_index=True)

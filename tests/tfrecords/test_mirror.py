@@ -121,6 +121,19 @@ def test_a_broken_off_download_leaves_nothing_half_written_and_the_next_one_goes
     assert len(copies) == len(shards(folder)) - len(whole) > 0
 
 
+def test_a_damaged_copy_is_named_with_the_way_to_mend_it(url):
+    folder = local_folder(url, ("val",), BOTH)
+    (path,) = (folder / name for name in shards(folder) if "treatment" in str(name))
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"This is a copy of remote records: remove {folder}, so"):
+        for _ in read_records(url, "val", batch_size=2):
+            pass
+    shutil.rmtree(folder)
+    assert sum(len(labels) for _, labels in read_records(url, "val", batch_size=2)) == 4
+
+
 def test_a_connection_that_fails_twice_is_tried_a_third_time(url, copies):
     failures = []
 

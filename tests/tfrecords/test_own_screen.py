@@ -1,6 +1,7 @@
 """A screen of one's own: from its description and its table to records."""
 
 import json
+import os
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tfrecords import measure
 from tfrecords.build import build_records, main
 from tfrecords.describe import describe_records
 from tfrecords.images import scale_to_bytes
@@ -17,6 +19,7 @@ from tfrecords.manifest import class_names, read_manifest
 from tfrecords.own_screen import read_screen
 from tfrecords.read import read_records
 from tfrecords.repair import repair_records
+from tfrecords.table import _as_text
 from tfrecords.verify import verify_records
 
 WELLS = {"A1": "DMSO", "A02": "aspirin", "B-7": "β-estradiol", "Z99": ""}
@@ -73,6 +76,21 @@ def own(tmp_path):
             Image.fromarray(deep_pixels(row, channel)).save(path)
     own_table().to_csv(folder / "wells.csv", index=False)
     return folder
+
+
+class Breaks(Executor):
+    """Cannot write the shards whose names begin so."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def submit(self, function, task):
+        future = Future()
+        if getattr(task, "name", "").startswith(self.name):
+            future.set_exception(OSError("broken off"))
+        else:
+            future.set_result(function(task))
+        return future
 
 
 def images(dest):
@@ -155,6 +173,20 @@ def test_a_description_in_a_file_and_one_on_the_command_line_build_the_same(own,
     assert manifest["classes"] == read_manifest(tmp_path / "dict")["classes"]
 
 
+def test_a_file_beside_the_images_holds_for_what_the_command_line_leaves_open(own, tmp_path, capsys):
+    (own / "screen.toml").write_text(TOML, encoding="utf-8")
+    given = ["--table", "wells.csv", "--images", "{Plate}/{well}_f{site:02}_ch{channel}.tif"]
+    given += ["--columns", "experiment=Batch,plate=Plate,well=Well,site=Field,sirna=Compound"]
+    assert main([str(own), str(tmp_path / "records"), *given, "--intensity", "fixed:0,4095", "--channels", "ER"]) == 0
+    manifest = read_manifest(tmp_path / "records")
+    assert manifest["experiments"]["test"] == ["2024/03"] and manifest["options"]["channels"] == [2]
+    assert [row["treatment"] for row in manifest["classes"] if row["name"] == "DMSO"] == [False]
+    (own / "screen.toml").unlink()
+    given += ["--channels", "DNA,ER", "--splits", "wilds"]
+    assert main([str(own), str(tmp_path / "train"), *given]) == 0
+    assert "WARNING: all sites are in train" in capsys.readouterr().out
+
+
 def test_pages_of_a_tiff_and_planes_of_a_png_are_channels(own, tmp_path):
     table = own_table()
     for i, row in enumerate(table.itertuples()):
@@ -216,17 +248,8 @@ def test_a_label_that_is_one_for_all_sites_is_pointed_out(own, tmp_path, capsys)
 def test_a_site_removed_in_between_changes_the_grey_levels_of_its_plate_and_no_others(own, tmp_path):
     dest, path = tmp_path / "records", own / "BR001/A1_f09_chDNA.tif"
 
-    class Breaks(Executor):  # the last shard cannot be written
-        def submit(self, function, task):
-            future = Future()
-            if getattr(task, "name", "").startswith("val/"):
-                future.set_exception(OSError("broken off"))
-            else:
-                future.set_result(function(task))
-            return future
-
     with pytest.raises(OSError, match="broken off"):
-        build_records(own, dest, screen=SCREEN, workers=Breaks())
+        build_records(own, dest, screen=SCREEN, workers=Breaks("val/"))
     times = {path.relative_to(dest): path.stat().st_mtime_ns for path in dest.glob("*/*.tfrecord")}
     assert {path.parent.name for path in times} == {"train", "test"}
     path.unlink()
@@ -238,12 +261,69 @@ def test_a_site_removed_in_between_changes_the_grey_levels_of_its_plate_and_no_o
     assert read_manifest(dest) == read_manifest(tmp_path / "unbroken")
 
 
+def test_what_the_levels_were_measured_on_may_change_before_the_build_goes_on(own, tmp_path):
+    """Another picture in the place of one of a shard that was not written yet: same size, older date."""
+    dest = tmp_path / "records"
+    with pytest.raises(OSError, match="broken off"):
+        build_records(own, dest, screen=SCREEN, workers=Breaks("train/day%201_treatment"))
+    path = own / "BR001/A02_f01_chDNA.tif"
+    stat = path.stat()
+    Image.fromarray(np.full((8, 10), 60000, np.uint16)).save(path)
+    os.utime(path, ns=(stat.st_atime_ns - 10**9,) * 2)
+    build_records(own, dest, screen=SCREEN)
+    build_records(own, tmp_path / "unbroken", screen=SCREEN)
+    assert read_manifest(dest) == read_manifest(tmp_path / "unbroken") and verify_records(dest) == []
+
+
+def test_files_of_two_depths_on_a_plate_are_refused(own, tmp_path):
+    path = own / "BR001/B-7_f01_chDNA.tif"
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(path)
+    with pytest.raises(ValueError, match="BR001/.*_chDNA.tif: expected (8|16) bits a pixel as in BR001/.*; found"):
+        build_records(own, tmp_path / "records", screen=SCREEN)
+
+
+def test_a_file_that_serves_all_sites_is_refused(own, tmp_path):
+    images = {"DNA": "{Plate}/{well}_f{site:02}_chDNA.tif", "ER": "BR001/A1_f01_chER.tif"}
+    screen = {key: value for key, value in SCREEN.items() if key != "channels"} | {"images": images}
+    with pytest.raises(ValueError, match="row 3: the file 'BR001/A1_f01_chER.tif' is a duplicate of wells.csv, row 2"):
+        build_records(own, tmp_path / "records", screen=screen)
+
+
+def test_texts_that_a_person_takes_for_one_are_pointed_out(own, tmp_path, capsys):
+    table = own_table()
+    table["Compound"] = table["Compound"].where(table["Batch"] != "day 2", table["Compound"].replace("DMSO", "dmso "))
+    table.to_csv(own / "wells.csv", index=False)
+    build_records(own, tmp_path / "records", screen=SCREEN)
+    assert "WARNING: the column 'Compound' has 'DMSO', 'dmso ', which are taken for" in capsys.readouterr().out
+    assert _as_text(b"\xff") != _as_text(b"\xfe")  # of a Parquet table
+
+
+def test_a_screen_without_labels_or_with_a_name_too_long_says_where_they_come_from(own, tmp_path):
+    columns = {key: value for key, value in SCREEN["columns"].items() if key != "sirna"}
+    screen = {key: value for key, value in SCREEN.items() if key != "controls"} | {"columns": columns}
+    with pytest.raises(ValueError, match="in the column that its description calls `sirna`"):
+        build_records(own, tmp_path / "records", screen=screen)
+    own_table().replace({"Batch": {"day 1": "ü" * 80}}).to_csv(own / "wells.csv", index=False)
+    with pytest.raises(ValueError, match="row 2, column 'Batch': expected a name that a file's can hold"):
+        build_records(own, tmp_path / "records", screen=SCREEN)
+
+
+def test_all_damaged_files_are_named_also_those_that_are_not_measured(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "_MOST_SITES", 1)
+    for path in (own / "BR001").glob("*_f01_*.tif"):
+        path.write_bytes(b"II*\x00")
+    for path in (own / "BR002").glob("*.tif"):
+        path.write_bytes(b"II*\x00")  # one of which is measured
+    with pytest.raises(ValueError, match="24 files are not as expected:"):
+        build_records(own, tmp_path / "records", screen=SCREEN)
+
+
 def test_damaged_files_are_all_named_where_grey_levels_are_measured(own, tmp_path):
     for name in ("BR001/A1_f01_chER.tif", "BR002/A1_f09_chDNA.tif", "BR002/A1_f09_chER.tif"):
         (own / name).write_bytes(b"II*\x00")
     with pytest.raises(ValueError, match="3 files are not as expected:") as caught:
         build_records(own, tmp_path / "records", screen=SCREEN)
-    assert str(caught.value).count("the TIFF cannot be decoded") == 3
+    assert str(caught.value).count("no TIFF can be found in the file") == 3
 
 
 def test_a_damaged_shard_is_repaired_with_the_grey_levels_of_the_build(own, tmp_path):

@@ -1,3 +1,4 @@
+import os
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import pytest
@@ -46,6 +47,23 @@ def test_an_error_ends_the_work_and_is_raised():
     with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="task 70 is bad"):
         list(run(1000, threads, fail_at_70))
     assert len(begun) < 200
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_what_to_do():
+    with pytest.raises(OSError, match="A process ended abruptly: .* memory .*the same command goes on"):
+        list(run_tasks(os._exit, [(9, 1)], workers=2, total=1, size=0, name="test"))
+
+
+def test_a_lost_task_is_an_error_that_says_what_to_do():
+    class Loses(Executor):
+        def submit(self, function, task):
+            future = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    with pytest.raises(OSError, match="The scheduler lost a task .*the same command goes on"):
+        list(run(3, Loses()))
 
 
 def test_nothing_to_do_shows_no_empty_bar(capsys):
