@@ -116,7 +116,8 @@ def main(argv=None):
             if lacking:
                 print(
                     f"WARNING: {prediction_file(split, args.seed)} has {len(predicted):,} lines and not "
-                    f"{len(predicted) + lacking:,}: the other sites have no images. WILDS's evaluation wants all."
+                    f"{len(predicted) + lacking:,}, which WILDS's evaluation wants: the other sites are not in the "
+                    "records (excluded.csv)."
                 )
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)

@@ -29,7 +29,7 @@ def in_table_order(sites, table):
 
 
 def count_lacking(records, split):
-    """Number of sites of a split that were left out of records because they lack files."""
+    """Number of sites of a split that were left out of records, as they lack files or by exclude_leaks."""
     excluded = pd.read_csv(local_folder(records) / EXCLUDED)
     return int((excluded["split"] == split).sum())
 

@@ -104,11 +104,11 @@ def build_records(
     _report_classes(prepared)
     if is_finished(dest, options):
         tidy(dest)
-        print(f"{dest} already holds these records: nothing to do. (tfrecords.verify checks contents.)")
-        manifest = read_manifest(dest)
-        _report_changes(source, dest, prepared, manifest)
-        return manifest
-    with claim(dest, options, prepared.digests(source)):
+        return _read_finished(source, dest, prepared)
+    digests = prepared.digests(source)
+    with claim(dest, options, digests) as finished:
+        if finished:
+            return _read_finished(source, dest, prepared)
         pixels = len(sites) * size[0] * size[1] * len(options["channels"])
         ranges = _find_ranges(source, dest, prepared, pixels, workers)
         tasks = list_tasks(source, dest, prepared, ranges)
@@ -144,13 +144,20 @@ def build_records(
             data = to_csv(table)
             write_whole(dest / name, data)
             manifest[key] = {"file": name, "count": len(table), "sha256": hash_bytes(data)}
+        if prepared.digests(source) != digests:
+            raise ValueError(
+                f"Images in {source} were changed while they were read: the records would be of different states. "
+                "Repeat the command when they stay as they are: it makes anew only what they are in."
+            )
         finish(dest, manifest)
     counts = ", ".join(f"{name} {count:,}" for name, count in count_splits(sites["split"]).items())
     print(f"Wrote {len(sites):,} sites in {len(shards):,} files to {dest}: {counts}.")
     return manifest
 
 
-def _report_changes(source, dest, prepared, manifest):
+def _read_finished(source, dest, prepared):
+    manifest = read_manifest(dest)
+    print(f"{dest} already holds these records: nothing to do. (tfrecords.verify checks contents.)")
     if os.path.abspath(source) != manifest["source"]:
         print(f"WARNING: they were built from {manifest['source']}, and not from {source}.")
     moment = (dest / MANIFEST).stat().st_mtime
@@ -160,6 +167,7 @@ def _report_changes(source, dest, prepared, manifest):
             f"WARNING: {len(newer):,} of the image files are newer than these records, such as {newer[0]}. If they "
             "were changed, and not only copied, the records hold what they were before: build into a new folder."
         )
+    return manifest
 
 
 def list_tasks(source, dest, prepared, ranges=None):
@@ -196,6 +204,8 @@ def _find_ranges(source, dest, prepared, pixels, workers):
         return find_ranges(source, prepared.sites, prepared.options, prepared.size, workers)
     except Faults as faults:
         messages = faults.messages
+    if len(messages) >= MOST:
+        raise Faults(messages)
     # What was measured are some of the images: what is wrong with the others is named as well.
     tasks, count = list_tasks(source, dest, prepared), len(prepared.sites)
     try:

@@ -87,9 +87,16 @@ def find_newer(source, paths, channels, moment):
 
 
 def stamp_files(source, path, channels):
-    """Size, time of the last change (ns) and inode of each channel file of a site: tuple of tuples of int."""
-    stats = [os.stat(os.path.join(source, file)) for file, _ in channel_files(path, channels)]
-    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
+    """Size, times of the last change of content and state (ns) and inode of each channel file of a site, None for one
+    that cannot be reached: tuple."""
+    stamps = []
+    for file, _ in channel_files(path, channels):
+        try:
+            stat = os.stat(os.path.join(source, file))
+            stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+        except OSError:
+            stamps.append(None)
+    return tuple(stamps)
 
 
 def _changed(path):

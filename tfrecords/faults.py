@@ -22,7 +22,8 @@ class Faults(ValueError):
 
 
 def collect_faults(function, items):
-    """Gives `function(item)` of each item, and raises the `ValueError`s of them together, as `Faults`, at the end.
+    """Gives `function(item)` of each item, and raises the errors of them together, as `Faults`, at the end: those of
+    contents (ValueError) and those of files that cannot be read (OSError).
 
     After the first no result is given any more; after `MOST` nothing more is tried.
     """
@@ -30,8 +31,8 @@ def collect_faults(function, items):
     for item in items:
         try:
             result = function(item)
-        except ValueError as error:
-            messages += error.messages if isinstance(error, Faults) else [str(error)]
+        except (ValueError, OSError) as error:
+            messages += error.messages if isinstance(error, Faults) else [_describe(error)]
             if len(messages) >= MOST:
                 break
         else:
@@ -39,3 +40,9 @@ def collect_faults(function, items):
                 yield result
     if messages:
         raise Faults(messages[:MOST])
+
+
+def _describe(error):
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: cannot be read ({error.strerror})."
+    return str(error)

@@ -9,8 +9,8 @@ from pathlib import Path
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, UNFINISHED, hash_bytes, read_manifest, seal
 from tfrecords.whole import explain_no_space, remove_temporary, sync_folder, write_whole
 
-# Options that follow from the others and the source.
-FOLLOWING = ("plan", "table")
+# Options that follow from the others and the source. (`intensity`, as the user gave it, is part of `screen`.)
+FOLLOWING = ("intensity", "plan", "table")
 
 try:
     import fcntl
@@ -77,7 +77,9 @@ def is_finished(dest, options):
 
 @contextmanager
 def claim(dest, options, shards):
-    """Holds `dest` for one build. Until the manifest stands in its place, a file says that the folder is unfinished.
+    """Holds `dest` for one build: gives True if it is finished, as another process may have done in the meantime.
+
+    Until the manifest stands in its place, a file says that the folder is unfinished.
 
     Where the source's tables or files changed since the build was begun (a site left out because its file is damaged),
     the shards that would be other ones now are removed; the rest is kept.
@@ -92,7 +94,9 @@ def claim(dest, options, shards):
     """
     Path(dest).mkdir(parents=True, exist_ok=True)
     with hold(dest) as file:
-        is_finished(dest, options)
+        if is_finished(dest, options):
+            yield True
+            return
         begun, length = _read_unfinished(Path(dest))
         if begun != json.loads(json.dumps([options, shards])):
             _remove_others(Path(dest), begun[1] if begun else {}, shards)
@@ -104,7 +108,7 @@ def claim(dest, options, shards):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
             sync_folder(dest)
-        yield
+        yield False
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tfrecords.decode import decode_file
+from tfrecords.intensity import Range
 
 # Stands in a site's path where the number of a channel stands in the names of its files.
 CHANNEL = "{channel}"
@@ -86,7 +87,8 @@ def load_site(source, path, channels, size, crop=None, image_size=None, ranges=N
         crop: edge of the square cut out of the centre, in pixels of the file; None for the whole field.
         image_size: edge of the result in pixels; each pixel is the mean over the area it covers (Pillow's BOX
             filter), which neither rings nor aliases. None keeps the pixels as they are on disk.
-        ranges: for each channel (low, high), the grey levels that become 0 and 255; None for 8-bit files as they are.
+        ranges: for each channel `intensity.Range`, the grey levels that become 0 and 255; None for 8-bit files as they
+            are.
 
     Returns:
         numpy.ndarray, uint8, `(height, width, channels)`.
@@ -98,22 +100,33 @@ def load_site(source, path, channels, size, crop=None, image_size=None, ranges=N
             decoded = decode_file(whole)
         pixels = crop_centre(_pick(whole, decoded, size, plane), crop)
         if ranges is not None:
-            if pixels.dtype == np.uint8 and ranges[i][1] > 255:
+            low, high, bits = Range(*ranges[i])
+            if bits is not None and 8 * pixels.itemsize != bits:
+                raise ValueError(wrong_depth(whole, bits, 8 * pixels.itemsize))
+            if pixels.dtype == np.uint8 and high > 255:
                 raise ValueError(
-                    f"{whole}: expected 16 bits a pixel, as grey level {ranges[i][1]:g} becomes 255 on its plate; "
+                    f"{whole}: expected 16 bits a pixel, as grey level {high:g} becomes 255 on its plate; "
                     "found 8 bits. All files of a plate have one depth: convert this one, or leave it out."
                 )
-            pixels = scale_to_bytes(pixels, *ranges[i])
+            pixels = scale_to_bytes(pixels, low, high)
         elif pixels.dtype != np.uint8:
             raise ValueError(
-                f"{whole}: expected 8 bits a pixel; found 16 (mode I;16). Say which grey levels become "
-                "0 and 255: describe the screen with an intensity range."
+                f"{whole}: expected 8 bits a pixel as in {Size(*size).file}; found 16 (mode I;16). Say which grey "
+                "levels become 0 and 255, by an intensity range in the screen's description; or correct that file."
             )
         if image_size is not None and pixels.shape != (image_size, image_size):
             image = Image.fromarray(np.ascontiguousarray(pixels))
             pixels = np.asarray(image.resize((image_size, image_size), Image.Resampling.BOX))
         planes.append(pixels)
     return np.stack(planes, axis=-1)
+
+
+def wrong_depth(file, bits, found):
+    """The message about a file of another depth than most of its plate."""
+    return (
+        f"{file}: expected {bits} bits a pixel as in other files of its plate; found {found}. All files of a plate "
+        "have one depth: convert this one, or leave it out."
+    )
 
 
 def crop_centre(pixels, edge):

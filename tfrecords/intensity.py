@@ -1,9 +1,18 @@
 """Which grey levels of a deep image become 0 and 255: what a user says, and what a manifest keeps."""
 
 import re
+from typing import NamedTuple
 
 # Leaves hot pixels and dead ones out, and next to no signal: our choice.
 DEFAULT = "percentile:0.1,99.9"
+
+
+class Range(NamedTuple):
+    """The grey levels that become 0 and 255, and the bits a pixel of the files they were measured on, if they were."""
+
+    low: float
+    high: float
+    bits: int | None = None
 
 
 def parse_intensity(text):
@@ -30,11 +39,12 @@ def parse_intensity(text):
 
 
 def list_ranges(ranges, channels):
-    """The ranges as a manifest has them: list of dicts of `experiment`, `plate`, `channel`, `low`, `high`, sorted."""
+    """The ranges as a manifest has them: list of dicts of `experiment`, `plate`, `channel`, `low`, `high`, `bits`,
+    sorted."""
     return [
-        {"experiment": experiment, "plate": int(plate), "channel": channel, "low": low, "high": high}
-        for (experiment, plate), pairs in sorted((ranges or {}).items())
-        for channel, (low, high) in zip(channels, pairs, strict=True)
+        {"experiment": experiment, "plate": int(plate), "channel": channel, **one._asdict()}
+        for (experiment, plate), of_channels in sorted((ranges or {}).items())
+        for channel, one in zip(channels, of_channels, strict=True)
     ]
 
 
@@ -42,5 +52,5 @@ def ranges_of(manifest):
     """The ranges of a manifest, as the build had them; None if the files were taken as they are."""
     ranges = {}
     for row in manifest.get("intensity", ()):
-        ranges.setdefault((row["experiment"], row["plate"]), []).append((row["low"], row["high"]))
+        ranges.setdefault((row["experiment"], row["plate"]), []).append(Range(row["low"], row["high"], row.get("bits")))
     return ranges or None

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfrecords.faults import collect_faults
-from tfrecords.images import channel_files, load_channel
-from tfrecords.intensity import parse_intensity
+from tfrecords.faults import MOST, Faults, collect_faults
+from tfrecords.images import channel_files, load_channel, wrong_depth
+from tfrecords.intensity import Range, parse_intensity
 from tfrecords.parallel import run_tasks
 
 _MOST_SITES = 32
@@ -26,7 +26,7 @@ def find_ranges(source, sites, options, size, workers=None):
         workers: as for `build_records`.
 
     Returns:
-        dict of (experiment, plate) -> list of (low, high) in the order of the channels, floats, low below high; None
+        dict of (experiment, plate) -> list of `Range` in the order of the channels, floats, low below high; None
         if the files are taken as they are.
     """
     channels, intensity = options["channels"], options["intensity"]
@@ -80,36 +80,41 @@ def measure_plate(plate):
     """Finds the grey levels of a `Plate` that become 0 and 255.
 
     Returns:
-        ((experiment, plate), [(low, high) for each channel]); floats, low below high.
+        ((experiment, plate), [`Range` of each channel]); floats, low below high.
 
     Raises:
         Faults: naming the files that cannot be read, or are of another size.
     """
     counts = np.zeros((len(plate.channels), 65536), np.int64)
-    numbers, depths = range(len(plate.channels)), {}
+    numbers, files_of = range(len(plate.channels)), [{8: [], 16: []} for _ in plate.channels]
     files = [file for path in plate.paths for file in zip(numbers, channel_files(path, plate.channels), strict=True)]
 
     def count_levels(item):
         channel, (file, plane) = item
         pixels = load_channel(Path(plate.source) / file, plate.size, plane)
-        depth, first = depths.setdefault(channel, (8 * pixels.itemsize, file))
-        if 8 * pixels.itemsize != depth:
-            raise ValueError(
-                f"{Path(plate.source) / file}: expected {depth} bits a pixel as in {first}; found "
-                f"{8 * pixels.itemsize}. All files of a plate have one depth: convert one of them, or leave it out."
-            )
+        files_of[channel][8 * pixels.itemsize].append(Path(plate.source) / file)
         return channel, np.bincount(pixels.ravel(), minlength=65536)
 
-    for channel, count in collect_faults(count_levels, files):
-        counts[channel] += count
-    return (plate.experiment, plate.plate), [_percentiles(count, plate.low, plate.high) for count in counts]
+    messages = []
+    try:
+        for channel, count in collect_faults(count_levels, files):
+            counts[channel] += count
+    except Faults as faults:
+        messages += faults.messages
+    bits = [max(depths, key=lambda depth: (len(depths[depth]), depth)) for depths in files_of]
+    for most, depths in zip(bits, files_of, strict=True):
+        messages += [wrong_depth(file, most, 24 - most) for file in depths[24 - most]]
+    if messages:
+        raise Faults(messages[:MOST])
+    levels = [_percentiles(count, plate.low, plate.high) for count in counts]
+    return (plate.experiment, plate.plate), [Range(*pair, most) for pair, most in zip(levels, bits, strict=True)]
 
 
 def fix_ranges(sites, channels, intensity):
     """The ranges of a `fixed` intensity, in the form of `measure_plate`'s: dict of (experiment, plate) -> pairs."""
     _, low, high = parse_intensity(intensity)
     plates = sites[["experiment", "plate"]].drop_duplicates().itertuples(index=False)
-    return {(experiment, int(plate)): [(low, high)] * len(channels) for experiment, plate in plates}
+    return {(experiment, int(plate)): [Range(low, high)] * len(channels) for experiment, plate in plates}
 
 
 def _percentiles(count, low, high):

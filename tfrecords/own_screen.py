@@ -24,6 +24,8 @@ _KEYS = {
     "splits": _TABLE_OF_LISTS,
     "intensity": _TEXT,
 }
+# A key, and the column that says the same.
+_EITHER = (("splits", "dataset"), ("controls", "well_type"), ("sites", "site"), ("cell_type", "cell_type"))
 _EXAMPLE = """Such a file is
 
     table = "wells.csv"                                # CSV or Parquet, a row a site or a well
@@ -94,7 +96,7 @@ def read_screen(source, screen=None):
         if name not in screen["columns"]:
             raise ValueError(f"{place} does not say which column is the {name}. Add `{name} = ...` to its columns.")
     _check_channels(place, screen)
-    for one, other in (("splits", "dataset"), ("controls", "well_type"), ("sites", "site"), ("cell_type", "cell_type")):
+    for one, other in _EITHER:
         if one in screen and other in screen["columns"]:
             raise ValueError(f"{place} has both {one!r} and the column {other!r}, which may differ. Keep one of them.")
     for key in ("controls", "splits", "well_types"):
@@ -121,8 +123,8 @@ def add_screen(parser):
 def take_screen(arguments):
     """Takes the options of `add_screen` out of parsed arguments and gives the description: file, dict, or None.
 
-    What the command line says is taken over what the file says. Where no file names channels, the option `channels`
-    does.
+    What the command line says is taken over what the file says, name by name. Where no file names channels, or it
+    names others and the rest is on the command line, the option `channels` names them.
 
     Args:
         arguments: dict of the parsed command line; changed.
@@ -141,11 +143,22 @@ def take_screen(arguments):
         pairs = list(map(_pair, given["controls"]))
         given["controls"] = {kind: [value for name, value in pairs if name == kind] for kind, _ in pairs}
     file = Path(arguments["source"]) / SCREEN_FILE if path is None else Path(path)
-    if file.exists() or path is not None or not {"table", "images", "columns"} <= set(given):
-        given = _load(file) | given
-    if arguments.get("channels") and "channels" not in given and not isinstance(given.get("images"), dict):
-        given["channels"], arguments["channels"] = list(arguments["channels"]), None
-    return given
+    alone = {"table", "images", "columns"} <= set(given)
+    screen = _as_texts(_load(file)) if file.exists() or path is not None or not alone else {}
+    for one, column in _EITHER:
+        if column in given.get("columns", {}):
+            screen.pop(one, None)
+        elif one in given and isinstance(screen.get("columns"), dict):
+            screen["columns"].pop(column, None)
+    for key in ("columns", "controls"):
+        if key in given and isinstance(screen.get(key), dict):
+            given[key] = screen[key] | given[key]
+    screen |= given
+    if arguments.get("channels") and not isinstance(screen.get("images"), dict):
+        names = screen.get("channels")
+        if names is None or (alone and not set(arguments["channels"]) <= {*names, *map(str, range(1, len(names) + 1))}):
+            screen["channels"], arguments["channels"] = list(arguments["channels"]), None
+    return screen
 
 
 def _pair(text):

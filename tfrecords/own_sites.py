@@ -1,5 +1,6 @@
 """The table of a screen of one's own -> one row a site, as RxRx1 has it."""
 
+import re
 import urllib.parse
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def read_own_sites(source, screen, split_column=None):
         sites[name] = _numbers(sites[name])
     sites["well_type"] = _well_types(raw, screen, sites["sirna"])
     sites["dataset"] = _datasets(raw, screen, sites["experiment"])
+    if "dataset" in columns and not own:
+        _check_experiments(sites["experiment"], sites["dataset"], columns["dataset"], sites["row"])
     sites["well_id"] = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"]
     sites["site_id"] = sites["well_id"] + "_" + sites["site"].astype(str)
     _check_wells(sites)
@@ -86,7 +89,9 @@ def read_own_sites(source, screen, split_column=None):
     _check_once(sites, "path", "file", advice)
     if sites["path"].map(type).eq(tuple).all():  # a file for each channel
         for i in range(len(sites["path"].iloc[0])):
-            _check_once(sites.assign(path=sites["path"].str[i]), "path", "file", advice)
+            # The sites of a well may share one, such as an overview.
+            files = sites.assign(path=sites["path"].str[i]).drop_duplicates(["well_id", "path"])
+            _check_once(files, "path", "file", advice)
     if own:
         good = raw[split_column].isin(("", *SPLITS))
         check_cells(raw, split_column, good, f"one of {', '.join(SPLITS)}, or nothing")
@@ -117,17 +122,14 @@ def _report_similar(values, column):
     alike = {}
     for value in values.unique():
         key = " ".join(value.split()).casefold()
-        try:
-            key = float(key) if key.isascii() else key
-        except ValueError:
-            pass
-        alike.setdefault(key, []).append(value)
-    for same in alike.values():
-        if len(same) > 1:
-            print(
-                f"WARNING: the column {column!r} has {', '.join(map(repr, same))}, which are taken for different ones. "
-                "Write them alike in the table if they are not."
-            )
+        alike.setdefault(float(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
+    groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
+    if groups:
+        more = f"; and {len(groups) - 3:,} more such groups" if len(groups) > 3 else ""
+        print(
+            f"WARNING: the column {column!r} has {'; '.join(groups[:3])}{more}, which are taken for different ones. "
+            "Write them alike in the table if they are not."
+        )
 
 
 def _numbers(texts):
@@ -161,7 +163,6 @@ def _datasets(raw, screen, experiments):
     column = screen["columns"].get("dataset")
     if column is not None:
         check_cells(raw, column, raw[column].isin(("train", "val", "test", "")), "one of train, val, test, or nothing")
-        _check_experiments(experiments, raw[column], column, raw[FILE] + ", row " + raw[ROW].astype(str))
         return raw[column]
     if "splits" not in screen:
         return pd.Series("train", index=raw.index)

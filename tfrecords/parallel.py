@@ -66,8 +66,8 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
                 f"(--workers) take less of. {GOES_ON}"
             ) from None
         finally:
-            for future in running:
-                future.cancel()
+            left = [future for future in running if not future.cancel()]
+            _await(left, check)  # They must not write on when the folder is no longer held.
     if messages:
         raise Faults(sorted(messages)[:MOST])
 
@@ -108,6 +108,14 @@ def _result(call, messages):
         raise ConnectionError(f"The scheduler lost a task ({error}). {GOES_ON}") from None
     else:
         yield result
+
+
+def _await(running, check):
+    try:
+        while wait(running, _LOOK).not_done:
+            check()
+    except ConnectionError:
+        pass  # of a cluster that is lost
 
 
 def _nothing():

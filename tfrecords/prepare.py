@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
     def digests(self, source):
         """dict of a shard's name -> a short text that changes with all that decides its bytes.
 
-        Of the image files these are size, time and number (inode): a file that was put in the place of another counts
+        Of the image files these are size, times and number (inode): a file that was put in the place of another counts
         as changed, and so do those of a source that was copied.
         """
         table = self.sites[[*COLUMNS, "path"]].sort_values("site_id")
@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
             experiment: hash_bytes("".join(map(rows.get, ids)).encode()) if measured else ""
             for experiment, ids in table.groupby("experiment")["site_id"]
         }
-        given = repr((self.size[:2], self.image_shape, self.planes))
+        given = repr((self.size[:2], self.image_shape, self.planes, intensity))
         return {
             shard.name: hash_bytes("".join([given, same[shard.experiment], *map(rows.get, shard.site_ids)]).encode())[
                 :16

@@ -99,7 +99,7 @@ def check_images(task):
 def _encode(task, site):
     try:
         return encode_site(site, _load(task, site["path"], site.get("ranges")))
-    except ValueError:
+    except (ValueError, OSError):
         check_images(task._replace(sites=[site]))  # names all files of the site that are wrong
         raise
 

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +185,43 @@ def test_a_build_begun_with_another_source_is_done_again(release, tmp_path):
     build_records(release, tmp_path / "records")
     build_records(release, tmp_path / "unbroken")
     assert content(tmp_path / "records") == content(tmp_path / "unbroken")
+
+
+def test_images_changed_while_they_are_read_are_an_error_and_what_they_are_in_is_made_anew(release, tmp_path):
+    path = release / "images/HUVEC-01/Plate1/B02_s1_w1.png"
+
+    class Changes(Executor):
+        """Behind the last shard changes an image of the first."""
+
+        def submit(self, function, task):
+            future = Future()
+            future.set_result(function(task))
+            if task.name.startswith("val/HUVEC-17_treatment"):
+                Image.fromarray(np.full((8, 8), 77, np.uint8)).save(path)
+            return future
+
+    with pytest.raises(ValueError, match="were changed while they were read.* Repeat the command"):
+        build_records(release, tmp_path / "records", workers=Changes())
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").glob("*/*.tfrecord")}
+    build_records(release, tmp_path / "records")
+    assert [path.name for path, before in times.items() if path.stat().st_mtime_ns != before] == [
+        "HUVEC-01_control_00000-of-00001.tfrecord"
+    ]
+    build_records(release, tmp_path / "unbroken")
+    assert content(tmp_path / "records") == content(tmp_path / "unbroken")
+
+
+def test_files_that_cannot_be_opened_are_named_with_the_others(release, tmp_path):
+    for name, spoil in (
+        ("B03_s1_w1", lambda path: path.write_bytes(b"")),
+        ("B04_s1_w1", lambda path: path.symlink_to("no")),
+    ):
+        path = release / f"images/RPE-01/Plate1/{name}.png"
+        path.unlink()
+        spoil(path)
+    with pytest.raises(ValueError, match="2 files are not as expected") as caught:
+        build_records(release, tmp_path / "records")
+    assert "B04_s1_w1.png: cannot be read (No such file or directory)" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["index.csv", "excluded.csv"])

@@ -93,6 +93,16 @@ def test_a_foreign_folder_and_a_file_are_refused(tmp_path):
         is_finished(tmp_path / "thesis.tex", OPTIONS)
 
 
+def test_a_folder_that_another_build_finished_meanwhile_is_finished(tmp_path):
+    with claim(tmp_path, OPTIONS, SHARDS) as finished:
+        assert not finished
+        write_tables(tmp_path)
+        finish(tmp_path, MANIFEST)
+    with claim(tmp_path, OPTIONS, SHARDS | {"val/two.tfrecord": "3"}) as finished:
+        assert finished
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["excluded.csv", "index.csv", "manifest.json"]
+
+
 def test_two_builds_at_once_are_refused(tmp_path):
     pytest.importorskip("fcntl", reason="file locks are POSIX's")
     with claim(tmp_path, OPTIONS, SHARDS):

@@ -22,6 +22,18 @@ def test_a_file_of_8_bits_among_files_of_16_is_named(path):
     assert load_site(path.parent, "B02_s1_w{channel}.png", (1,), (8, 8), ranges=[(0.0, 63.0)]).max() == 255
 
 
+def test_a_file_of_another_depth_than_its_plate_is_named(path):
+    def load(*ranges):
+        return load_site(path.parent, "B02_s1_w{channel}.png", (1,), (8, 8), ranges=[ranges])
+
+    assert load(0.0, 63.0, 8).max() == 255
+    with pytest.raises(ValueError, match="w1.png: expected 16 bits a pixel as in other files of its plate; found 8"):
+        load(0.0, 63.0, 16)
+    Image.fromarray(np.full((8, 8), 999, np.uint16)).save(path)
+    with pytest.raises(ValueError, match="w1.png: expected 8 bits a pixel as in other files of its plate; found 16"):
+        load(0.0, 63.0, 8)
+
+
 def test_every_truncation_is_noticed_and_named(path):
     data = path.read_bytes()
     for end in range(len(data)):
@@ -45,7 +57,7 @@ def test_another_size_or_mode_is_named_with_what_was_expected(path):
     with pytest.raises(ValueError, match="w1.png: expected a grey image, one channel a file; found 3 channels"):
         load_channel(path, (8, 8))
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(path)
-    with pytest.raises(ValueError, match="w1.png: expected 8 bits a pixel; found 16"):
+    with pytest.raises(ValueError, match="w1.png: expected 8 bits a pixel as in the first site; found 16"):
         load_site(path.parent, "B02_s1_w{channel}.png", (1,), (8, 8))
 
 

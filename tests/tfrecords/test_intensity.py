@@ -1,12 +1,12 @@
 import pytest
 
-from tfrecords.intensity import list_ranges, parse_intensity, ranges_of
+from tfrecords.intensity import Range, list_ranges, parse_intensity, ranges_of
 
 
 def test_a_manifest_gives_the_ranges_back():
-    ranges = {("a", 1): [(100, 4095), (0, 255)], ("a", 2): [(1, 2), (3, 4)]}
+    ranges = {("a", 1): [Range(100, 4095, 16), Range(0, 255)], ("a", 2): [Range(1, 2), Range(3, 4)]}
     rows = list_ranges(ranges, (1, 3))
-    assert rows[1] == {"experiment": "a", "plate": 1, "channel": 3, "low": 0, "high": 255}
+    assert rows[1] == {"experiment": "a", "plate": 1, "channel": 3, "low": 0, "high": 255, "bits": None}
     assert ranges_of({"intensity": rows}) == ranges
     assert list_ranges(None, (1,)) == [] and ranges_of({"intensity": []}) is None
 

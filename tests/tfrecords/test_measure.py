@@ -25,7 +25,8 @@ def test_percentiles_are_those_of_all_pixels_of_a_plate(plate, tmp_path, low, hi
     sites, pixels = plate
     ranges = measure(tmp_path, sites, (6, 7), f"percentile:{low},{high}")
     ordered = np.sort(pixels.ravel())
-    first, last = ranges["a", 1][0]
+    first, last, bits = ranges["a", 1][0]
+    assert bits == 16
     assert first == ordered[min(int(np.floor(low / 100 * 210)), 209)]
     assert last == ordered[int(np.ceil(high / 100 * 210)) - 1]
 
@@ -49,11 +50,27 @@ def test_no_more_than_32_sites_of_a_plate_are_looked_at(plate, tmp_path):
 def test_a_flat_plate_has_a_range(tmp_path):
     Image.fromarray(np.full((4, 4), 700, np.uint16)).save(tmp_path / "a.tif")
     sites = pd.DataFrame({"experiment": ["a"], "plate": 1, "site_id": "s", "path": [("a.tif",)]})
-    assert measure(tmp_path, sites, (4, 4), "percentile:1,99")["a", 1] == [(700, 701)]
+    assert measure(tmp_path, sites, (4, 4), "percentile:1,99")["a", 1] == [(700, 701, 16)]
+
+
+def test_the_files_of_another_depth_than_most_are_named(plate, tmp_path):
+    sites, _ = plate
+    for i in (0, 3):
+        Image.fromarray(np.zeros((6, 7), np.uint8)).save(tmp_path / f"{i}.tif")
+    (tmp_path / "4.tif").write_bytes(b"II*\x00")
+    with pytest.raises(ValueError, match="3 files are not as expected") as caught:
+        measure(tmp_path, sites, (6, 7), "percentile:1,99")
+    assert [f"{i}.tif: expected 16 bits a pixel" in str(caught.value) for i in range(5)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_fixed_range_reads_no_file_and_none_is_none(plate):
     sites, _ = plate
     options = {"channels": [1, 3], "intensity": "fixed:100,4095"}
-    assert find_ranges("nowhere", sites, options, (6, 7)) == {("a", 1): [(100, 4095), (100, 4095)]}
+    assert find_ranges("nowhere", sites, options, (6, 7)) == {("a", 1): [(100, 4095, None), (100, 4095, None)]}
     assert find_ranges("nowhere", sites, options | {"intensity": None}, (6, 7)) is None

@@ -181,6 +181,22 @@ def test_a_file_beside_the_images_holds_for_what_the_command_line_leaves_open(ow
     manifest = read_manifest(tmp_path / "records")
     assert manifest["experiments"]["test"] == ["2024/03"] and manifest["options"]["channels"] == [2]
     assert [row["treatment"] for row in manifest["classes"] if row["name"] == "DMSO"] == [False]
+    named = ["--table", "wells.csv", "--images", "{Plate}/{well}_f{site:02}_ch{channel}.tif", "--channels", "DNA,ER"]
+    (own / "screen.toml").write_text(TOML.replace('["DNA", "ER"]', '["a", "b"]') + 'train2 = ["x"]\n', encoding="utf-8")
+    columns = ["--columns", "experiment=Batch,plate=Plate,well=Well,site=Field,sirna=Compound,dataset=Set"]
+    table = own_table()
+    table.assign(Set=table["Batch"].map({"day 1": "train", "day 2": "test"}).fillna("val")).to_csv(
+        own / "wells.csv", index=False
+    )
+    more = ["--controls", "positive=aspirin"]
+    assert main([str(own), str(tmp_path / "over"), *named, *columns, *more]) == 0  # over [splits] and beside [controls]
+    manifest = read_manifest(tmp_path / "over")
+    assert manifest["experiments"]["test"] == ["day 2"] and manifest["options"]["screen"]["channels"] == ["DNA", "ER"]
+    assert {row["name"]: row["treatment"] for row in manifest["classes"]} == {
+        "β-estradiol": True,
+        "aspirin": False,
+        "DMSO": False,
+    }
     (own / "screen.toml").unlink()
     given += ["--channels", "DNA,ER", "--splits", "wilds"]
     assert main([str(own), str(tmp_path / "train"), *given]) == 0
@@ -278,23 +294,46 @@ def test_what_the_levels_were_measured_on_may_change_before_the_build_goes_on(ow
 def test_files_of_two_depths_on_a_plate_are_refused(own, tmp_path):
     path = own / "BR001/B-7_f01_chDNA.tif"
     Image.fromarray(np.zeros((8, 10), np.uint8)).save(path)
-    with pytest.raises(ValueError, match="BR001/.*_chDNA.tif: expected (8|16) bits a pixel as in BR001/.*; found"):
+    with pytest.raises(
+        ValueError, match="BR001/B-7_f01_chDNA.tif: expected 16 bits a pixel as in other files of its plate; found 8"
+    ):
         build_records(own, tmp_path / "records", screen=SCREEN)
+
+
+def test_the_first_file_may_be_the_one_that_is_wrong(own, tmp_path):
+    path = own / "BR001/A02_f01_chDNA.tif"
+    whole = path.read_bytes()
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(path)
+    with pytest.raises(ValueError, match="expected 8 bits a pixel as in BR001/A02_f01_chDNA.tif; found 16"):
+        build_records(own, tmp_path / "records", screen=SCREEN)
+    path.write_bytes(whole)
+    build_records(own, tmp_path / "records", screen=SCREEN)
+    assert verify_records(tmp_path / "records") == []
+
+
+def test_the_sites_of_a_well_may_share_a_file(own, tmp_path):
+    images = {"DNA": "{Plate}/{well}_f{site:02}_chDNA.tif", "ER": "{Plate}/{well}_f01_chER.tif"}
+    screen = {key: value for key, value in SCREEN.items() if key != "channels"} | {"images": images}
+    assert build_records(own, tmp_path / "records", screen=screen)["index"]["count"] == 24
 
 
 def test_a_file_that_serves_all_sites_is_refused(own, tmp_path):
     images = {"DNA": "{Plate}/{well}_f{site:02}_chDNA.tif", "ER": "BR001/A1_f01_chER.tif"}
     screen = {key: value for key, value in SCREEN.items() if key != "channels"} | {"images": images}
-    with pytest.raises(ValueError, match="row 3: the file 'BR001/A1_f01_chER.tif' is a duplicate of wells.csv, row 2"):
+    with pytest.raises(ValueError, match="row 4: the file 'BR001/A1_f01_chER.tif' is a duplicate of wells.csv, row 2"):
         build_records(own, tmp_path / "records", screen=screen)
 
 
 def test_texts_that_a_person_takes_for_one_are_pointed_out(own, tmp_path, capsys):
     table = own_table()
-    table["Compound"] = table["Compound"].where(table["Batch"] != "day 2", table["Compound"].replace("DMSO", "dmso "))
+    names = {"DMSO": "dmso ", "aspirin": "0e1", "β-estradiol": "00e1"}
+    table["Compound"] = table["Compound"].where(table["Batch"] != "day 2", table["Compound"].replace(names))
+    table["Field"] = table["Field"].astype(str).where(table["Batch"] != "day 2", "0" + table["Field"].astype(str))
     table.to_csv(own / "wells.csv", index=False)
     build_records(own, tmp_path / "records", screen=SCREEN)
-    assert "WARNING: the column 'Compound' has 'DMSO', 'dmso ', which are taken for" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "WARNING: the column 'Compound' has 'DMSO', 'dmso ', which are taken for" in out
+    assert "WARNING: the column 'Field' has '1', '01'; '9', '09', which" in out and "0e1" not in out
     assert _as_text(b"\xff") != _as_text(b"\xfe")  # of a Parquet table
 
 

@@ -89,6 +89,8 @@ def test_splits_come_from_a_list_a_column_or_nothing(read):
         ValueError, match="csv, row 5, column 'L': the experiment 'a' is in val, and in wells.csv, row 2 in test"
     ):
         read([*rows, ("a", 1, "B", 1, "val")], images="{experiment}{well}", columns=columns)
+    torn = read([*rows, ("a", 1, "B", 1, "val")], "L", images="{experiment}{well}", columns=columns)
+    assert set(torn["own_split"]) == {"test", "train", "val", ""}  # which `column:L` then looks at
     with pytest.raises(
         ValueError, match="The experiment 'd' of the splits is in no row of wells.csv. Found 'a', 'b', 'c'"
     ):

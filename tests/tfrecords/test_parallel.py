@@ -1,4 +1,5 @@
 import os
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import pytest
@@ -64,6 +65,23 @@ def test_a_lost_task_is_an_error_that_says_what_to_do():
 
     with pytest.raises(OSError, match="The scheduler lost a task .*the same command goes on"):
         list(run(3, Loses()))
+
+
+def test_no_task_runs_on_behind_an_error():
+    done = []
+
+    def slow(task):
+        if task == 0:
+            raise OSError("task 0 is bad")
+        time.sleep(0.5)
+        done.append(task)
+
+    with ThreadPoolExecutor(2) as threads:
+        with pytest.raises(OSError, match="task 0 is bad"):
+            list(run(50, threads, slow))
+        count = len(done)
+        time.sleep(0.7)
+        assert len(done) == count <= 3
 
 
 def test_nothing_to_do_shows_no_empty_bar(capsys):
