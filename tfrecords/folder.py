@@ -37,20 +37,10 @@ def is_finished(dest, options):
     if (dest / MANIFEST).exists():
         manifest = read_manifest(dest)
         compare_options(dest, manifest["options"], options, "was built")
-        for shard in manifest["shards"]:
-            path = dest / shard["name"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise ValueError(
-                    f"{path} is missing or was changed after the build. "
-                    f"Run `python -m tfrecords.verify {dest} --repair`."
-                )
-        for name, entry in ((INDEX, manifest["index"]), (EXCLUDED, manifest["excluded"])):
-            path = dest / name
-            if not path.is_file() or hash_bytes(path.read_bytes()) != entry["sha256"]:
-                raise ValueError(
-                    f"{path} is missing or was changed after the build. "
-                    f"Run `python -m tfrecords.verify {dest} --repair`."
-                )
+        for path in _changed_files(dest, manifest):
+            raise ValueError(
+                f"{path} is missing or was changed after the build. Run `python -m tfrecords.verify {dest} --repair`."
+            )
         return True
     if (dest / UNFINISHED).exists():
         begun, _ = _read_unfinished(dest)
@@ -73,6 +63,18 @@ def is_finished(dest, options):
             f"{' and more' if len(content) > 3 else ''}, which no build of records wrote. Name a new or empty folder."
         )
     return False
+
+
+def _changed_files(dest, manifest):
+    """What can be told without reading the shards."""
+    for shard in manifest["shards"]:
+        path = dest / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            yield path
+    for name, key in ((INDEX, "index"), (EXCLUDED, "excluded")):
+        path = dest / name
+        if not path.is_file() or hash_bytes(path.read_bytes()) != manifest[key]["sha256"]:
+            yield path
 
 
 @contextmanager
