@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 
 from tfrecords.images import channel_files
-from tfrecords.splits import SPLITS
 
 # w1-w6: nuclei, endoplasmic reticulum, actin, nucleoli and cytoplasmic RNA, mitochondria, Golgi.
 CHANNELS = (1, 2, 3, 4, 5, 6)
@@ -64,9 +63,6 @@ def describe_missing(sites, reasons, show=5):
         names = sorted(rows["site_id"])
         more = f", and {len(names) - show:,} more" if len(names) > show else ""
         lines.append(f"  {reason}: {len(names):,} ({', '.join(names[:show])}{more})")
-    if "split" in sites:
-        empty = [name for name in SPLITS if (sites["split"] == name).any() and lacking[sites["split"] == name].all()]
-        lines += [f"  No site of the split {name} is left: it is empty." for name in empty]
     return "\n".join(lines)
 
 

@@ -133,8 +133,7 @@ def prepare_build(
         )
     if set(complete["split"]) == {"train"}:
         print("WARNING: all sites are in train; there is nothing to validate or test on.")
-    if exclude_leaks:
-        _report_emptied(sites, complete)
+    _report_emptied(sites, complete)
     if exclude_leaks and "train" in set(sites["split"]) and "train" not in set(complete["split"]):
         raise ValueError(
             "Every training plate repeats the layout of a plate in another split, as replicates do: without repeated "
@@ -199,7 +198,7 @@ def _find_repeats(sites, complete, exclude):
 def _report_emptied(sites, complete):
     for split in SPLITS:
         if split in set(sites["split"]) and split not in set(complete["split"]):
-            print(f"WARNING: without repeated layouts the split {split} is empty.")
+            print(f"WARNING: no site of the split {split} is left: it is empty.")
 
 
 def _choose(source, layout, screen, splits):

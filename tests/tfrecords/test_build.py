@@ -270,7 +270,7 @@ def test_damaged_files_may_be_removed_and_the_build_goes_on_without_their_sites(
 def test_a_split_without_any_image_is_pointed_out(release, tmp_path, capsys):
     shutil.rmtree(release / "images/HUVEC-17")
     build_records(release, tmp_path / "records")
-    assert "No site of the split val is left: it is empty." in capsys.readouterr().out
+    assert "WARNING: no site of the split val is left: it is empty." in capsys.readouterr().out
 
 
 def test_sites_without_all_channels_are_left_out_reported_and_listed(release, tmp_path, capsys):
