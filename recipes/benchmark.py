@@ -2,12 +2,12 @@
 
     python recipes/benchmark.py input                       # see benchmark_input.py
     python recipes/benchmark.py step                        # ResNet-50, 64 px, batch 16, on the current backend
-    KERAS_BACKEND=jax python recipes/benchmark.py step --image-size 256 --batch-size 64
+    KERAS_BACKEND=jax python recipes/benchmark.py step --image-size 256 --batch-size 72 --dtype-policy mixed_bfloat16
 
 For each place of the first perturbation: f (share of the compute behind it), the bound 1 + f, and the ratio ABRA / ERM
 of floating-point operations of the compiled step, of time, and of peak memory; for torch also naive ways to write the
-step. Time is taken in one process, models in turn, as the median of paired blocks of `fit`: processor time, or wall
-time where there is a GPU. The last line of the output is JSON.
+step. Time is taken in one process, models in turn, as the median of paired blocks of `fit`: processor time, or, where
+there is a GPU, wall time with the images on it. The last line of the output is JSON.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory is measured by a second process
 
 import benchmark_input
 import keras
@@ -86,7 +87,7 @@ class Bench:
     def data(self, model, count):
         random = np.random.default_rng(0)
         shape = getattr(model, "backbone", model).inputs[0].shape[1:]
-        images = random.normal(size=(count, *shape)).astype("float32")
+        images = random.standard_normal((count, *shape), "float32")
         return images, random.integers(0, CLASSES, count).astype("int32")
 
 
@@ -94,6 +95,7 @@ def main(argv=None):
     args = parse(argv)
     if args.what == "input":
         return benchmark_input.main(args)
+    keras.config.set_dtype_policy(args.dtype_policy)
     bench = Bench(args)
     backend = keras.backend.backend()
     padding_taps = backend != "jax"
@@ -101,6 +103,7 @@ def main(argv=None):
     plans = [{"perturb_after": [cut], "steps": 1} for cut in cuts]
     if len(cuts) > 1:
         plans += [{"perturb_after": cuts[:2], "steps": 1}, {"perturb_after": cuts[1:2], "steps": 2}]
+    plans.append({"perturb_after": cuts[:2][-1:], "steps": 0})
 
     erm, dsu = bench.plain(), bench.plain(cuts[:2])
     one = bench.data(erm, args.batch_size)
@@ -109,16 +112,16 @@ def main(argv=None):
     rows = []
     for plan, model in zip(plans, models, strict=True):
         f = suffix_share(model, padding_taps)
-        row = {**plan, "f": f, "f_time": None, "bound": 1 + f * (1 + 2 / 3 * (plan["steps"] - 1))}
+        row = {**plan, "f": f, "f_time": None, "bound": 1 + f * (1 + 2 / 3 * max(plan["steps"] - 1, 0))}
         row["flops_ratio"] = count(model, one) / erm_flops
         if compile_time:
             row["compile_ratio"] = compile_seconds(model, one) / compile_time
         rows.append(row)
         print(f"counted {plan}: {row['flops_ratio']:.3f}", file=sys.stderr, flush=True)
     others = {"method": "dsu", "perturb_after": cuts[:2], "flops_ratio": count(dsu, one) / erm_flops}
-    inference = {"flops_ratio": count_predict_flops(models[0], one[0]) / count_predict_flops(erm, one[0])}
+    inference = {"flops_ratio": count(models[0], one[:1]) / count(erm, one[:1])}
 
-    peers = peer_models(bench, cuts) if backend == "torch" else {}
+    peers = peer_models(bench, cuts) if backend == "torch" and len(cuts) > 1 else {}
     suffixes = {cut: bench.plain([cut], start=1) for cut in cuts}
     timed = {"erm": erm, "dsu": dsu}
     timed |= {f"abra {i}": model for i, model in enumerate(models)}
@@ -146,7 +149,7 @@ def main(argv=None):
         "peers": peer_rows(peers, times, times["abra 1"][0] if peers else 1, rows),
     }
     show(table)
-    print(json.dumps(table))
+    print(json.dumps(json.loads(json.dumps(table), parse_constant=lambda nan: None)))
 
 
 def parse(argv):
@@ -159,6 +162,7 @@ def parse(argv):
     parser.add_argument("--image-size", type=int, default=64, help="pixels")
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--dtype-policy", default="float32", help="float32, mixed_bfloat16 or mixed_float16")
     parser.add_argument("--blocks", type=int, default=11, help="paired blocks that medians are taken over")
     parser.add_argument("--steps", type=int, default=2, help="training steps a block")
     parser.add_argument("--memory-batch-size", type=int, default=64, help="0: memory is not measured")
@@ -169,12 +173,17 @@ def parse(argv):
 
 
 def count(model, data):
-    return count_train_flops(model, *data)
+    """Operations of training on images and labels, or of prediction for images; NaN where XLA hands its convolutions to
+    a GPU's library, as its count then lacks them."""
+    if keras.backend.backend() == "jax" and accelerator():
+        return float("nan")
+    return (count_train_flops if len(data) > 1 else count_predict_flops)(model, *data)
 
 
 def compile_seconds(model, data):
-    """Processor time that JAX needs to trace and compile a training step; None on the others."""
-    if keras.backend.backend() != "jax":
+    """Processor time that JAX needs to trace and compile a training step; None on the others, and with a GPU, where
+    most of it is trial runs of the kernels."""
+    if keras.backend.backend() != "jax" or accelerator():
         return None
     import jax
 
@@ -218,10 +227,15 @@ def clock():
     return time.perf_counter() if accelerator() else time.process_time()
 
 
+def on_device(data):
+    """The arrays, on the GPU where there is one: what is timed is the step, not the way to it."""
+    return tuple(keras.ops.convert_to_tensor(array) for array in data) if accelerator() else data
+
+
 def time_fit(bench, models, args):
     """Median and quartiles, over blocks, of each model's time in units of ERM's in the same block; and ERM's seconds a
     step."""
-    data = {name: bench.data(model, args.batch_size * args.steps) for name, model in models.items()}
+    data = {name: on_device(bench.data(model, args.batch_size * args.steps)) for name, model in models.items()}
 
     def run(name):
         start = clock()
@@ -248,7 +262,7 @@ def time_fit(bench, models, args):
 
 
 def time_predict(bench, erm, model, args):
-    images, _ = bench.data(erm, args.batch_size * args.steps * 2)
+    (images,) = on_device(bench.data(erm, args.batch_size * args.steps * 2)[:1])
 
     def run(one):
         start = clock()
@@ -273,6 +287,8 @@ def memory(args, plan):
 
 
 def measure_memory(args, plan):
+    keras.config.set_dtype_policy(args.dtype_policy)
+
     def build():
         bench, adam = Bench(args), keras.optimizers.Adam(1e-3)
         plain = plan["kind"] == "plain"

@@ -9,7 +9,8 @@ from keras_abra.losses import softmax_cross_entropy
 
 
 class NaiveABRA(ABRAModel):
-    """The same mathematics, one whole pass for each thing: search, clean, perturbed.
+    """The same mathematics (K = 1, a diagonal or low-rank structure), one whole pass for each thing: search, clean,
+    perturbed.
 
     `everything`: whether the search's backward pass goes to all weights (`loss.backward()`), not to the offsets alone.
     """
@@ -20,7 +21,7 @@ class NaiveABRA(ABRAModel):
         return self.from_features(self.run_prefix(image), labels, offsets)
 
     def from_features(self, z, labels, offsets):
-        features, statistics = self.run_suffix(z, offsets)
+        features, statistics = self.run_suffix(z, offsets, self.branches.clean)
         _, cosine = self.embed_features(features, training=True)
         margin = self.loss_function.margin_logits(labels, cosine, self.ramp.margin_factor())
         return torch.mean(softmax_cross_entropy(labels, margin)), cosine * self.loss_function.scale, statistics
@@ -29,11 +30,11 @@ class NaiveABRA(ABRAModel):
         return [torch.zeros(batch, 2 * stage.channels, requires_grad=grad) for stage in self.stages]
 
     def worst_case(self, statistics, slopes, experiment):
-        worst = []
+        worst, (step_size, _) = [], self.search_pace()
         for stage, m, slope in zip(self.stages, statistics, slopes, strict=True):
             space = stage.uncertainty(m.detach(), experiment)
-            start = stage.draw(space, len(m))
-            point = uncertainty.ascend(space, start, slope, stage.length(space), self.step_size())
+            start = stage.first_point(space, stage.draw(space, len(m)), experiment)
+            point = uncertainty.ascend(space, start, slope, stage.length(space), step_size)
             worst.append(uncertainty.offsets(space, point) * stage.draw_active())
         return worst
 
