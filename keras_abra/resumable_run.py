@@ -380,7 +380,7 @@ class ResumableRun(keras.callbacks.Callback):
     def _is_inside_fit(self, frame):
         """Whether `fit` is running; after an error in it nothing of this is called any more."""
         while frame is not None:
-            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self.model:
+            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._model:
                 return True
             frame = frame.f_back
         return False

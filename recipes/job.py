@@ -131,7 +131,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     except NonFiniteLossError as error:
         raise SystemExit(f"{error}\n{sites_of(error.epoch, error.step)}") from error
     except Exception as error:
-        if not run.asked_to_leave:
+        if not run.asked_to_leave or distribution.processes == 1:
             raise
         print(f"Told to leave, and the other processes are gone: {error}", file=sys.stderr)
         raise SystemExit(run.EXIT_CODE) from error

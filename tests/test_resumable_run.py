@@ -508,6 +508,44 @@ def test_logs_that_are_no_metrics_survive_a_stop_in_validation(tmp_path):
     assert fit(tmp_path / "cut") == expected
 
 
+class Batches(keras.utils.PyDataset):
+    """Of 8 samples; sends SIGTERM when a certain one is asked for, which is while its step is computed."""
+
+    def __init__(self, begin=0, terminate=None):
+        super().__init__()
+        self.begin, self.terminate = begin, terminate
+
+    def __len__(self):
+        return 3 - self.begin
+
+    def __getitem__(self, index):
+        self.terminate = None if self.terminate is None else self.terminate - 1
+        if self.terminate == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tuple(array[8 * (self.begin + index) :][:8] for array in arrays())
+
+
+@pytest.mark.parametrize("terminate", [(5, None), (6, None), (None, 5), (None, 6)])
+def test_a_signal_while_a_step_is_computed_loses_nothing(terminate, tmp_path):
+    """On JAX the model's variables are not there then: the step has been given their memory."""
+
+    def fit(folder, training=None, validation=None):
+        run, model = ResumableRun(folder, every=100), plain_model()
+        for part in run.parts(3):
+            options = {"epochs": part.epochs, "verbose": 0, "shuffle": False, "callbacks": [run]}
+            data = Batches(part.start["first_step"], training)
+            history = model.fit(data, **options, validation_data=Batches(0, validation)).history
+        return history, run_state.read_values(model)
+
+    history, values = fit(tmp_path / "whole")
+    with pytest.raises(SystemExit, match="75"):
+        fit(tmp_path / "cut", *terminate)
+    assert (0, 0) < ResumableRun(tmp_path / "cut").position < (3, 0)
+    again, found = fit(tmp_path / "cut")
+    assert again == history
+    assert {name: value.tobytes() for name, value in found.items()} == {n: v.tobytes() for n, v in values.items()}
+
+
 def test_a_step_that_does_not_end_does_not_hold_the_process(tmp_path):
     """In a child, which it ends: a sleep in the place of the step."""
     fit(tmp_path, epochs=1)
