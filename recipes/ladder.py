@@ -4,6 +4,7 @@
     python recipes/ladder.py --preset full --output runs/full   # all methods, tuned alike: hours
     python recipes/ladder.py --preset ablation                  # ABRA's variants, each beside its random control
     python recipes/ladder.py --screen painted --data DIR        # real fields or digits, see real_screens.py
+    python recipes/ladder.py --screen painted --data DIR --rates 0.002 0.005    # each method at its better rate
 
 Draws synthetic screens, trains every method on each with the same network, data order and rule of convergence
 (`converge.Converge`), and scores id_test and val, and test once, at the end. With `--trials` each method's settings are
@@ -30,6 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 from ladder_methods import ABLATION, METHODS, method_settings, trial_settings
+from ladder_rates import at_rates, choose_rates, rates_section
 from ladder_report import describe_commit, write_report
 
 from tfrecords.mirror import lock_file
@@ -101,7 +103,11 @@ def climb(plan, settings, args, argv):
     cells = final_cells(plan, settings)
     run_cells(cells, args)
     results = [(cell, json.loads(cell_file(args.output, cell).read_text())["result"]) for cell in cells]
-    return write_report(results, args.output, "python recipes/ladder.py " + " ".join(argv or sys.argv[1:]))
+    more = []
+    if args.rates:
+        results, rates = choose_rates(results)
+        more = rates_section(rates)
+    return write_report(results, args.output, "python recipes/ladder.py " + " ".join(argv or sys.argv[1:]), more)
 
 
 def parse(argv):
@@ -110,6 +116,7 @@ def parse(argv):
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
     parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
+    parser.add_argument("--rates", nargs="+", type=float, help="learning rates; each method's best on val is reported")
     parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")
     parser.add_argument("--shift", choices=SHIFTS, help="the one thing in which experiments differ (default: all)")
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")
@@ -121,6 +128,8 @@ def parse(argv):
     for name, least in (("seeds", 1), ("trials", 0), ("train_experiments", 1), ("workers", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}; received {getattr(args, name)}")
+    if args.rates and (args.trials or len({*args.rates}) < len(args.rates) or min(args.rates) <= 0):
+        parser.error(f"--rates takes positive rates, each once, and no --trials; received {args.rates}, {args.trials}")
     real = args.screen != "synthetic"
     changed = [name for name in ("batch_effect", "shift", "train_experiments") if getattr(args, name) is not None]
     if real and (changed or args.trials):
@@ -145,6 +154,8 @@ def make_plan(args):
             plan["screen"][name] = value
     if args.screen in REAL:
         plan |= REAL[args.screen] | {"trials": 0}  # the validation plates of one screen are test plates of another
+    if args.rates:
+        plan |= {"trials": 0, "methods": at_rates(plan["methods"], args.rates, **plan.get("common", {}))}
     if args.shift:
         plan["screen"]["batch_effect"] = {args.shift: plan["screen"]["batch_effect"]}
     return plan

@@ -15,13 +15,14 @@ BASELINES = ("erm", "arcface", "dsu")
 TEST_TIME = ("adabn", "nearest_class", "tvn")
 
 
-def write_report(results, output, command):
+def write_report(results, output, command, more=()):
     """Writes `ladder.md`, `ladder.csv`, `test_time.csv`, `cells.csv` and, with matplotlib, `ladder.png`.
 
     Args:
         results: list of (cell, result), see `ladder_cell.run_cell`; every method on the same screens and seeds.
         output: folder.
         command: that made them.
+        more: lines for the page, behind the main table.
 
     Returns:
         The main table, `pandas.DataFrame`.
@@ -30,7 +31,7 @@ def write_report(results, output, command):
     table.to_csv(output / "ladder.csv", index=False)
     at_test_time.to_csv(output / "test_time.csv", index=False)
     cells_table(results).to_csv(output / "cells.csv", index=False)
-    page = markdown(results, table, at_test_time, command)
+    page = markdown(results, table, at_test_time, command, more)
     (output / "ladder.md").write_text(page)
     print(page)
     try:
@@ -127,7 +128,7 @@ def _costs(results, own):
     return {name: np.mean(v) if v else np.nan for name, v in (("cost_counted", counted), ("cost_timed", timed))}
 
 
-def markdown(results, table, at_test_time, command):
+def markdown(results, table, at_test_time, command, more=()):
     """The page."""
     cell = results[0][0]
     screens = sorted({cell["screen"]["seed"] for cell, _ in results})
@@ -158,6 +159,7 @@ def markdown(results, table, at_test_time, command):
         costs = [_number(row["epochs"], 0), _number(row["cost_counted"], 2), _number(row["cost_timed"], 2)]
         lines.append(f"| {_name(row)} | " + " | ".join(numbers + costs) + " |")
     lines += [
+        *more,
         "",
         "| test, difference to | ERM | ArcFace | DSU | its random control |",
         "|---|---|---|---|---|",

@@ -121,6 +121,43 @@ def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch
     assert json.loads((tmp_path / "tuned.json").read_text())["settings"]["erm"]["learning_rate"] == 0.02
 
 
+@pytest.mark.any_backend
+def test_of_several_rates_the_one_that_is_best_on_val_is_reported(tmp_path, monkeypatch):
+    """Also where another would be better on test; a training that diverged counts as none right."""
+    val = {"erm": {0.01: 0.4, 0.02: 0.5, 0.005: 0.3}, "arcface": {0.01: 0.6, 0.02: 0.9, 0.005: 0.2}}
+
+    def fake(one, screens):
+        rate, method = one["settings"]["learning_rate"], one["method"].split(":")[0]
+        values = {"id_test": 0.5, "val": val[method][rate] - 0.1 * one["seed"], "test": 1 - 10 * rate}
+        done = {"epochs": 1, "steps": 1, "step_seconds": 1.0, "step_cost": 1.0, "at_most": False}
+        splits = {
+            split: {
+                "accuracy": value,
+                "well_accuracy": value,
+                "cell_type": {},
+                "experiment": {"HUVEC-01": {"accuracy": value, "count": 1}},
+            }
+            for split, value in values.items()
+        }
+        return done | {"diverged": (method, rate, one["seed"]) == ("arcface", 0.02, 1), "splits": splits}
+
+    monkeypatch.setattr(ladder_cell, "run_cell", fake)
+    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
+    rates = ["--rates", "0.005", "0.01", "0.02"]
+    table = start(tmp_path, "--methods", "erm", "arcface", "--seeds", "2", *rates)
+    assert list(table["method"]) == ["erm", "arcface"]
+    np.testing.assert_allclose(table["test"], [80, 90])
+    np.testing.assert_allclose(table["vs_erm"][1], 10)
+    page = (tmp_path / "ladder.md").read_text()
+    assert "| erm | 25.0 | 35.0 | **45.0** |" in page and "| arcface | 15.0 | **55.0** | 45.0 |" in page
+    for wrong in (["--rates", "0.01", "0.01"], ["--rates", "0"], ["--rates", "0.1", "--trials", "2"]):
+        with pytest.raises(SystemExit):
+            start(tmp_path, "--methods", "erm", *wrong)
+    for method in ("erm:learning_rate=0.1", "abra:start=zero"):
+        with pytest.raises(ValueError, match=method):
+            start(tmp_path, "--methods", method, "--rates", "0.1")
+
+
 def test_screens_of_one_end_serve_no_other():
     first = sorted([ladder.DEVELOPMENT, *(plan["first_screen"] for plan in ladder.PRESETS.values())])
     assert min(np.diff(first)) >= 1000 and 0 not in first
