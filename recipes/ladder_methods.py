@@ -125,13 +125,24 @@ ABLATION = {
 }
 
 
+RATE = "learning_rate="
+
+
 def random_control(method):
     """The same method with a random perturbation; None for what is not ABRA with an adversary."""
+    method, rate = split_rate(method)
     name, _, variant = method.partition(":")
     if name != "abra":
         return None
     shared = [part for part in variant.split("+") if part and part not in ONLY_ADVERSARIES]
-    return ":".join(["abra_random", *(["+".join(shared)] if shared else [])])
+    own_rate = [f"{RATE}{rate}"] if rate else []
+    return ":".join(["abra_random", *(["+".join(shared)] if shared else []), *own_rate])
+
+
+def split_rate(method):
+    """The name without a rate of its own, and that rate as it is written, or None."""
+    found = re.fullmatch(rf"(.+):{RATE}(\d*\.?\d+(?:e-?\d+)?)", method)
+    return (found[1], found[2]) if found else (method, None)
 
 
 # What is searched on validation experiments: rate and decay for every method, and at most two of its own.
@@ -163,9 +174,9 @@ def method_settings(method, **changes):
         ValueError: for a name that is no method's.
     """
     known = METHODS | ABLATION
-    base, rate = method, re.fullmatch(r"(\w+):learning_rate=(\d*\.?\d+(?:e-?\d+)?)", method)
+    base, rate = split_rate(method)
     if rate:
-        base, changes = rate[1], changes | {"learning_rate": float(rate[2])}
+        changes = changes | {"learning_rate": float(rate)}
     if base not in known:
         raise ValueError(
             f"Unknown method {method!r}. Expected some of {', '.join(known)}; or one of them with a rate of its own, "

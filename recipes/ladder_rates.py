@@ -6,26 +6,26 @@ chosen one alone.
 
 import numpy as np
 import pandas as pd
-from ladder_methods import method_settings
+from ladder_methods import RATE, method_settings, split_rate
 
 
 def at_rates(methods, rates, **common):
     """Names of the methods at each of the rates; at the rate of its settings a method has its own name.
 
     Args:
-        methods: names of methods without a rate.
+        methods: names of methods or variants without a rate.
         rates: learning rates.
         common: settings that all methods of a ladder share.
 
     Raises:
-        ValueError: for a name that is no method's or has a rate, or a variant, which can have none.
+        ValueError: for a name that is no method's, or has a rate.
     """
     names = []
     for method in methods:
         own = method_settings(method, **common)["learning_rate"]
-        names += [method if rate == own else f"{method}:learning_rate={rate:g}" for rate in rates]
-        if ":" in method:
-            raise ValueError(f"With --rates name methods without a variant or a rate of their own, not {method!r}.")
+        if split_rate(method)[1]:
+            raise ValueError(f"With --rates name methods without a rate of their own, not {method!r}.")
+        names += [method if rate == own else f"{method}:{RATE}{rate:g}" for rate in rates]
     return names
 
 
@@ -41,7 +41,7 @@ def choose_rates(results):
     """
     rows = [
         {
-            "method": cell["method"].partition(":")[0],
+            "method": split_rate(cell["method"])[0],
             "learning_rate": cell["settings"]["learning_rate"],
             "val": 0.0 if result["diverged"] else 100 * result["splits"]["val"]["accuracy"],
         }

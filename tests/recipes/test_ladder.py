@@ -153,7 +153,7 @@ def test_of_several_rates_the_one_that_is_best_on_val_is_reported(tmp_path, monk
     for wrong in (["--rates", "0.01", "0.01"], ["--rates", "0"], ["--rates", "0.1", "--trials", "2"]):
         with pytest.raises(SystemExit):
             start(tmp_path, "--methods", "erm", *wrong)
-    for method in ("erm:learning_rate=0.1", "abra:start=zero"):
+    for method in ("erm:learning_rate=0.1", "abra:start=zero", "abra:zero_start:learning_rate=0.1"):
         with pytest.raises(ValueError, match=method):
             start(tmp_path, "--methods", method, "--rates", "0.1")
 
@@ -223,6 +223,11 @@ def test_a_method_may_have_a_rate_of_its_own():
     own = method_settings("arcface:learning_rate=5e-3", learning_rate=2e-3, augment="none")
     assert own == method_settings("arcface") | {"learning_rate": 0.005, "augment": "none"}
     assert random_control("abra:learning_rate=0.01") == "abra_random:learning_rate=0.01"
+    assert random_control("abra:zero_start:learning_rate=1e-2") == "abra_random:learning_rate=1e-2"
+    assert random_control("abra:margin=0.0:learning_rate=0.01") == "abra_random:margin=0.0:learning_rate=0.01"
+    assert method_settings("abra:margin=0.0:learning_rate=0.01") == method_settings("abra:margin=0.0") | {
+        "learning_rate": 0.01
+    }
     for name in ("erm:learning_rate=", "erm:learning_rate=fast", "erm:margin=0.3", "ermm:learning_rate=0.1"):
         with pytest.raises(ValueError, match=f"Unknown method '{name}'"):
             method_settings(name)
