@@ -53,8 +53,9 @@ class ResumableRun(keras.callbacks.Callback):
     On one machine with deterministic kernels the end is the same, bit for bit, as that of a run that was never stopped:
     weights, optimizer, moving statistics (of each replica), seeds, ramp, running means, metrics, history, and the state
     and files of `callbacks`. The order of data with a random order of their own must be a function of the epoch, or
-    come from Python's, NumPy's or torch's global generator (TensorFlow's cannot be stored). In epochs of few steps, a
-    model other than `ABRAModel` whose metrics are not built yet makes Keras look at a batch on JAX and torch, and that
+    come from Python's, NumPy's or torch's global generator (TensorFlow's cannot be stored; on JAX with a GPU Keras
+    draws a batch ahead, and inside an epoch it must be a function of epoch and step). In epochs of few steps, a model
+    other than `ABRAModel` whose metrics are not built yet makes Keras look at a batch on JAX and torch, and that
     counts as a pass over `read_records`'s data.
 
     Checkpoints are written at the end of each epoch, every `every` steps, and when SIGTERM asks the process to leave:

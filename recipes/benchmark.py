@@ -7,7 +7,7 @@
 For each place of the first perturbation: f (share of the compute behind it), the bound 1 + f, and the ratio ABRA / ERM
 of floating-point operations of the compiled step, of time, and of peak memory; for torch also naive ways to write the
 step. Time is taken in one process, models in turn, as the median of paired blocks of `fit`: processor time, or, where
-there is a GPU, wall time with the images on it. The last line of the output is JSON.
+there is a GPU, wall time, on JAX and torch with the images on it. The last line of the output is JSON.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory is measured by a second process
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import benchmark_input
 import keras
@@ -103,7 +104,7 @@ def main(argv=None):
     plans = [{"perturb_after": [cut], "steps": 1} for cut in cuts]
     if len(cuts) > 1:
         plans += [{"perturb_after": cuts[:2], "steps": 1}, {"perturb_after": cuts[1:2], "steps": 2}]
-    plans.append({"perturb_after": cuts[:2][-1:], "steps": 0})
+    plans.append({"perturb_after": cuts[1:2] or cuts, "steps": 0})  # the package's default
 
     erm, dsu = bench.plain(), bench.plain(cuts[:2])
     one = bench.data(erm, args.batch_size)
@@ -119,7 +120,8 @@ def main(argv=None):
         rows.append(row)
         print(f"counted {plan}: {row['flops_ratio']:.3f}", file=sys.stderr, flush=True)
     others = {"method": "dsu", "perturb_after": cuts[:2], "flops_ratio": count(dsu, one) / erm_flops}
-    inference = {"flops_ratio": count(models[0], one[:1]) / count(erm, one[:1])}
+    predicted = [count(model, one[:1], count_predict_flops) for model in (models[0], erm)]
+    inference = {"flops_ratio": predicted[0] / predicted[1]}
 
     peers = peer_models(bench, cuts) if backend == "torch" and len(cuts) > 1 else {}
     suffixes = {cut: bench.plain([cut], start=1) for cut in cuts}
@@ -172,12 +174,11 @@ def parse(argv):
     return args
 
 
-def count(model, data):
-    """Operations of training on images and labels, or of prediction for images; NaN where XLA hands its convolutions to
-    a GPU's library, as its count then lacks them."""
+def count(model, data, counted=count_train_flops):
+    """Operations; NaN where XLA hands its convolutions to a GPU's library, as its count then lacks them."""
     if keras.backend.backend() == "jax" and accelerator():
         return float("nan")
-    return (count_train_flops if len(data) > 1 else count_predict_flops)(model, *data)
+    return counted(model, *data)
 
 
 def compile_seconds(model, data):
@@ -227,19 +228,38 @@ def clock():
     return time.perf_counter() if accelerator() else time.process_time()
 
 
-def on_device(data):
-    """The arrays, on the GPU where there is one: what is timed is the step, not the way to it."""
-    return tuple(keras.ops.convert_to_tensor(array) for array in data) if accelerator() else data
+class BatchesOnDevice(keras.utils.PyDataset):
+    """Batches that Keras takes as they are: arrays on a GPU it would bring to the host first, on JAX."""
+
+    def __init__(self, data, batch_size):
+        super().__init__()
+        slices = [slice(i, i + batch_size) for i in range(0, len(data[0]), batch_size)]
+        self.batches = [tuple(keras.ops.convert_to_tensor(array[part]) for array in data) for part in slices]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def inputs(data, batch_size):
+    """What `fit` and `predict` are given: of JAX and torch with a GPU batches that are there, so that what is timed is
+    the step and not the way to it."""
+    if accelerator() and keras.backend.backend() != "tensorflow":
+        return {"x": BatchesOnDevice(data, batch_size)}
+    return dict(zip("xy", data, strict=False)) | {"batch_size": batch_size}
 
 
 def time_fit(bench, models, args):
     """Median and quartiles, over blocks, of each model's time in units of ERM's in the same block; and ERM's seconds a
     step."""
-    data = {name: on_device(bench.data(model, args.batch_size * args.steps)) for name, model in models.items()}
+    data = {name: bench.data(model, args.batch_size * args.steps) for name, model in models.items()}
+    data = {name: inputs(arrays, args.batch_size) for name, arrays in data.items()}
 
     def run(name):
         start = clock()
-        models[name].fit(*data[name], batch_size=args.batch_size, shuffle=False, verbose=0)
+        models[name].fit(**data[name], shuffle=False, verbose=0)
         return clock() - start
 
     for name in models:  # traces and compiles
@@ -262,11 +282,11 @@ def time_fit(bench, models, args):
 
 
 def time_predict(bench, erm, model, args):
-    (images,) = on_device(bench.data(erm, args.batch_size * args.steps * 2)[:1])
+    images = inputs(bench.data(erm, args.batch_size * args.steps * 2)[:1], args.batch_size)
 
     def run(one):
         start = clock()
-        one.predict(images, batch_size=args.batch_size, verbose=0)
+        one.predict(**images, verbose=0)
         return clock() - start
 
     for one in (erm, model, erm, model):

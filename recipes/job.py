@@ -131,9 +131,9 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     except NonFiniteLossError as error:
         raise SystemExit(f"{error}\n{sites_of(error.epoch, error.step)}") from error
     except Exception as error:
-        if not run.asked_to_leave or distribution.processes == 1:
+        if not run.asked_to_leave:
             raise
-        print(f"Told to leave, and the other processes are gone: {error}", file=sys.stderr)
+        print(f"Told to leave, and a step failed, as it does when other processes are gone: {error}", file=sys.stderr)
         raise SystemExit(run.EXIT_CODE) from error
     if validation is not None:
         model.load_weights(distribution.first(lambda: weights))

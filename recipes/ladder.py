@@ -116,7 +116,9 @@ def parse(argv):
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
     parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
-    parser.add_argument("--rates", nargs="+", type=float, help="learning rates; each method's best on val is reported")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, help="learning rates; each method's best on a screen's val is reported"
+    )
     parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")
     parser.add_argument("--shift", choices=SHIFTS, help="the one thing in which experiments differ (default: all)")
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")

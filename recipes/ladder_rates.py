@@ -4,7 +4,6 @@ For screens on which `--trials` has no screen of its own to search on. Test is s
 chosen one alone.
 """
 
-import numpy as np
 import pandas as pd
 from ladder_methods import RATE, method_settings, split_rate
 
@@ -25,53 +24,58 @@ def at_rates(methods, rates, **common):
         own = method_settings(method, **common)["learning_rate"]
         if split_rate(method)[1]:
             raise ValueError(f"With --rates name methods without a rate of their own, not {method!r}.")
-        names += [method if rate == own else f"{method}:{RATE}{rate:g}" for rate in rates]
+        names += [method if rate == own else f"{method}:{RATE}{rate!r}" for rate in rates]
     return names
 
 
 def choose_rates(results):
-    """Of each method the trainings at its best rate, under the method's name.
+    """On each screen, of each method the trainings at its best rate there, under the method's name.
+
+    Chosen by the screen's own val alone: the validation plates of one screen of real images are test plates of another.
 
     Args:
         results: list of (cell, result) of methods named by `at_rates`.
 
     Returns:
-        The chosen part of `results`, and a `pandas.DataFrame`, one row a method and rate: `method`, `learning_rate`,
-        `val` (mean accuracy over trainings, percent; a training that diverged counts as none right), `chosen`.
+        The chosen part of `results`, and a `pandas.DataFrame`, one row a method, screen and rate: `method`, `screen`,
+        `learning_rate`, `val` (mean accuracy over trainings, percent; a training that diverged counts as none right),
+        `chosen`.
     """
     rows = [
         {
             "method": split_rate(cell["method"])[0],
+            "screen": cell["screen"]["seed"],
             "learning_rate": cell["settings"]["learning_rate"],
             "val": 0.0 if result["diverged"] else 100 * result["splits"]["val"]["accuracy"],
         }
         for cell, result in results
     ]
-    table = pd.DataFrame(rows).groupby(["method", "learning_rate"], sort=False)["val"].mean().reset_index()
-    table["chosen"] = table.index.isin(table.groupby("method")["val"].idxmax())
-    chosen = set(table[table["chosen"]][["method", "learning_rate"]].itertuples(index=False, name=None))
+    keys = ["method", "screen", "learning_rate"]
+    table = pd.DataFrame(rows).groupby(keys, sort=False)["val"].mean().reset_index()
+    table["chosen"] = table.index.isin(table.groupby(["method", "screen"])["val"].idxmax())
+    chosen = set(table[table["chosen"]][keys].itertuples(index=False, name=None))
     kept = [
         (cell | {"method": row["method"]}, result)
         for (cell, result), row in zip(results, rows, strict=True)
-        if (row["method"], row["learning_rate"]) in chosen
+        if tuple(row[key] for key in keys) in chosen
     ]
     return kept, table
 
 
 def rates_section(table):
-    """Lines of Markdown: the validation accuracy of each method at each rate."""
-    wide = table.pivot(index="method", columns="learning_rate", values="val").reindex(dict.fromkeys(table["method"]))
-    best = table[table["chosen"]].set_index("method")["learning_rate"]
+    """Lines of Markdown: the validation accuracy of each method at each rate, and how often the rate is the best."""
+    screens = table["screen"].nunique()
+    found = table.groupby(["method", "learning_rate"], sort=False).agg({"val": "mean", "chosen": "sum"})
+    rates = sorted({*table["learning_rate"]})
     lines = [
         "",
-        "Each method has the learning rate at which its accuracy on val, mean over trainings, is best (bold):",
+        "On each screen a method has the learning rate at which its accuracy on that screen's val is best. Val "
+        f"accuracy, mean over trainings, at each rate, and on how many of {screens} screens it is the best:",
         "",
-        "| method | " + " | ".join(f"{rate:g}" for rate in wide.columns) + " |",
-        "|" + "---|" * (1 + len(wide.columns)),
+        "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "|" + "---|" * (1 + len(rates)),
     ]
-    for method, values in wide.iterrows():
-        shown = [
-            "" if np.isnan(v) else f"**{v:.1f}**" if rate == best[method] else f"{v:.1f}" for rate, v in values.items()
-        ]
-        lines.append(f"| {method} | " + " | ".join(shown) + " |")
+    for method in dict.fromkeys(table["method"]):
+        cells = [found.loc[(method, rate)] for rate in rates]
+        lines.append(f"| {method} | " + " | ".join(f"{c['val']:.1f} ({c['chosen']:.0f})" for c in cells) + " |")
     return [*lines, ""]

@@ -26,8 +26,9 @@ class NaiveABRA(ABRAModel):
         margin = self.loss_function.margin_logits(labels, cosine, self.ramp.margin_factor())
         return torch.mean(softmax_cross_entropy(labels, margin)), cosine * self.loss_function.scale, statistics
 
-    def zeros(self, batch, grad=False):
-        return [torch.zeros(batch, 2 * stage.channels, requires_grad=grad) for stage in self.stages]
+    def zeros(self, like, grad=False):
+        shapes = [(len(like), 2 * stage.channels) for stage in self.stages]
+        return [torch.zeros(shape, device=like.device, requires_grad=grad) for shape in shapes]
 
     def worst_case(self, statistics, slopes, experiment):
         worst, (step_size, _) = [], self.search_pace()
@@ -41,14 +42,14 @@ class NaiveABRA(ABRAModel):
     def fused_step(self, linearize, trainable, state, x, y, sample_weight, loss_scale):
         image, experiment = self.unpack_inputs(x)
         with torch.enable_grad():
-            offsets = self.zeros(len(image), grad=True)
+            offsets = self.zeros(image, grad=True)
             with keras.StatelessScope():  # the search moves no batch norm
                 loss, _, statistics = self.whole_pass(image, y, offsets)
             sources = [*offsets, *trainable] if self.everything else offsets
             slopes = torch.autograd.grad(loss, sources, allow_unused=True)[: len(offsets)]
             with torch.no_grad():
                 worst = self.worst_case(statistics, slopes, experiment)
-            clean_loss, logits, _ = self.whole_pass(image, y, self.zeros(len(image)))
+            clean_loss, logits, _ = self.whole_pass(image, y, self.zeros(image))
             with keras.StatelessScope():
                 perturbed_loss, new_logits, _ = self.whole_pass(image, y, worst)
             divergence = torch.mean(self.alignment.call(logits.detach(), new_logits))
@@ -83,8 +84,8 @@ class AdvBN(NaiveABRA):
                     loss, _, _ = self.from_features(z.detach(), y, [(factors * unit).expand(len(z), -1)])
                     (slope,) = torch.autograd.grad(loss, factors)
                     factors = torch.clamp(factors.detach() + 0.2 * torch.sign(slope), -1.1, 1.1)
-            clean_loss, logits, _ = self.from_features(z, y, self.zeros(len(z)))
+            clean_loss, logits, _ = self.from_features(z, y, self.zeros(z))
             with keras.StatelessScope():
                 worst = [(factors * unit).expand(len(z), -1)]
                 perturbed_loss, _, _ = self.from_features(z, y, worst)
-            return self.result(trainable, state, logits, clean_loss, perturbed_loss, torch.zeros(()))
+            return self.result(trainable, state, logits, clean_loss, perturbed_loss, torch.zeros((), device=z.device))

@@ -91,7 +91,7 @@ def test_its_gradients_equal_the_naive_scheme(structure, steps, whole_float32):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_step_is_that_of_the_cpu(structure, steps, whole_float32):
-    """But for rounding: by 1e-4 as above, or ten times what a last bit of the images moves the gradient by on the CPU.
+    """But for rounding: 1e-4 as above, or ten times what a last bit of the images changes on the CPU, at most 1e-3.
     (That of a bias before the last normalization is a small difference of large sums: 2e-5 for the one bit.)"""
     x, y = tiny_batch()
     up = np.indices(x["image"].shape).sum(0) % 2 == 0
@@ -108,6 +108,9 @@ def test_a_step_is_that_of_the_cpu(structure, steps, whole_float32):
         there, _, (expected, *expected_more) = step(x, values)
         assert all("cpu" in device_of(v).lower() for v in there.variables)
         _, _, (moved, *_) = step(rounded, values)
-    triples = zip(gradients, expected, moved, strict=True)
-    beyond = [e if np.linalg.norm(g - e) <= 10 * np.linalg.norm(m - e) else g for g, e, m in triples]
-    assert mismatches(model, (beyond, *more), (expected, *expected_more)) == []
+    whole = np.sqrt(sum(np.sum(np.square(e)) for e in expected))
+    for i, (g, e, m) in enumerate(zip(gradients, expected, moved, strict=True)):
+        most = 1e-3 * max(np.linalg.norm(e), 1e-3 * whole)
+        if np.linalg.norm(g - e) <= min(10 * np.linalg.norm(m - e), most):
+            gradients[i] = e
+    assert mismatches(model, (gradients, *more), (expected, *expected_more)) == []

@@ -1,5 +1,8 @@
 """JAX: `jax.vjp`, global arrays, `train_step(state, data)`."""
 
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -112,7 +115,41 @@ def _optimizer_value(optimizer, variables, read):
 
 
 class Replicated:
-    """What Keras's `predict` lacks on JAX to run in several processes. One process: nothing."""
+    """What Keras's loops lack on JAX.
+
+    During a loop Keras takes the arrays out of the model's variables and hands them from step to step. Here they come
+    back whatever ends the loop, also data that raise at the first batch; arrays that a step has been given and that are
+    therefore gone are never put into variables. In several processes `predict` gives each of them all outputs.
+    """
+
+    def _get_jax_state(self, *args, purge_model_variables=False, **wanted):
+        state = super()._get_jax_state(*args, purge_model_variables=purge_model_variables, **wanted)
+        if purge_model_variables:
+            self._jax_state = dict(zip([name for name, asked in wanted.items() if asked], state, strict=True))
+        return state
+
+    def jax_state_sync(self):
+        groups = (getattr(self, "_jax_state", None) or {}).values()
+        if not any(array.is_deleted() for arrays in groups for array in arrays or ()):
+            super().jax_state_sync()
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        with self._variables_back():
+            return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args, **kwargs):
+        with self._variables_back():
+            return super().predict(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _variables_back(self):
+        try:
+            yield
+        finally:
+            self.jax_state_sync()
+            self._jax_state = None
 
     def predict_step(self, state, data):
         outputs, state = super().predict_step(state, data)

@@ -118,13 +118,19 @@ def set_replica_values(variable, values):
 
 
 def generator_state():
-    """State of torch's global generator, a NumPy array."""
-    return torch.get_rng_state().numpy()
+    """States of torch's global generators, of the CPU and of each GPU, behind each other in a NumPy array."""
+    return torch.cat([torch.get_rng_state(), *torch.cuda.get_rng_state_all()]).numpy()
 
 
 def set_generator_state(state):
-    """Sets what `generator_state` gave."""
-    torch.set_rng_state(torch.from_numpy(state))
+    """Sets what `generator_state` gave; on a machine with other GPUs the states of those that are in both."""
+    state, size = torch.from_numpy(state), len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if torch.cuda.is_available():
+        each = len(torch.cuda.get_rng_state())
+        torch.cuda.set_rng_state_all(
+            list(state[size:].split(each))[: torch.cuda.device_count()] if len(state) > size else []
+        )
 
 
 def process_index():

@@ -161,3 +161,53 @@ def test_training_takes_from_a_pipeline_only_what_it_trains_on(steps):
     model.compile(optimizer=keras.optimizers.SGD(0.004), metrics=["accuracy"])
     model.fit(data.apply(tf.data.experimental.assert_cardinality(steps)), epochs=2, shuffle=False, verbose=0)
     assert [taken for taken in passes if taken] == [steps, steps]
+
+
+def pipeline(bad):
+    """Three mini-batches with a label outside its range in one of them."""
+    import tensorflow as tf
+
+    x, y = tiny_batch(12)
+    y[4 * bad] = 99
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+
+
+def broken_images(bad):
+    x, _ = tiny_batch(4)
+    for _ in range(bad):
+        yield (x,)
+    raise ValueError("label 99")
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("way", ["fit", "evaluate", "predict"])
+def test_data_that_fail_leave_the_model_its_weights(way, bad):
+    """On JAX the variables are empty during a loop."""
+    model = tiny_model()
+    model.compile("sgd", metrics=["accuracy"])
+    x, y = tiny_batch(12)
+    model.fit(x, y, batch_size=4, verbose=0)
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    data = broken_images(bad + 1) if way == "predict" else pipeline(bad)
+    with pytest.raises(Exception, match="99"):  # TensorFlow makes one of its own of a generator's
+        getattr(model, way)(data, verbose=0)
+    pairs = zip(model.trainable_variables, before, strict=True)
+    assert any((keras.ops.convert_to_numpy(v) != w).any() for v, w in pairs) == (way == "fit" and bad == 1)
+    assert np.isfinite(model.fit(x, y, batch_size=4, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="on JAX a step is given the memory of the weights")
+def test_an_error_of_the_step_itself_is_the_one_that_is_raised(monkeypatch):
+    model = tiny_model()
+    model.compile("sgd")
+    x, y = tiny_batch(8)
+    model.fit(x, y, batch_size=4, verbose=0)
+    step = model.train_function
+
+    def fails(state, iterator):
+        step(state, iterator)
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(model, "make_train_function", lambda: setattr(model, "train_function", fails))
+    with pytest.raises(MemoryError, match="out of memory"):
+        model.fit(x, y, batch_size=4, verbose=0)
