@@ -78,4 +78,4 @@ def rates_section(table):
     for method in dict.fromkeys(table["method"]):
         cells = [found.loc[(method, rate)] for rate in rates]
         lines.append(f"| {method} | " + " | ".join(f"{c['val']:.1f} ({c['chosen']:.0f})" for c in cells) + " |")
-    return [*lines, ""]
+    return lines
