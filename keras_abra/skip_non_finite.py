@@ -41,9 +41,7 @@ class SkipNonFinite(keras.callbacks.Callback):
         self.epoch, self.in_epoch = epoch, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        strategy = getattr(
-            self._model, "distribute_strategy", None
-        )  # after a step, TensorFlow gives the replicas' mean
+        strategy = getattr(self._model, "distribute_strategy", None)  # whose replicas' mean TensorFlow gives here
         skipped = round(float(logs["skipped"]) * getattr(strategy, "num_replicas_in_sync", 1))
         if skipped == self.in_epoch:
             self.in_a_row = 0
