@@ -95,20 +95,28 @@ def test_a_cell_run_twice_gives_the_same_numbers(output):
     assert first["steps"] == 2 * first["epochs"] and 3 <= first["epochs"] <= 4  # 16 sites, batches of 8
 
 
+def result_of(accuracies, diverged=False):
+    """What `run_cell` gives, for the accuracy on each split."""
+    splits = {
+        split: {
+            "accuracy": value,
+            "well_accuracy": value,
+            "cell_type": {},
+            "experiment": {"HUVEC-01": {"accuracy": value, "count": 1}},
+        }
+        for split, value in accuracies.items()
+    }
+    done = {"epochs": 1, "steps": 1, "step_seconds": 1.0, "step_cost": 1.0, "at_most": False}
+    return done | {"diverged": diverged, "splits": splits}
+
+
 def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch):
     seen = []
 
     def fake(one, screens):
         seen.append(one)
         value = one["settings"]["learning_rate"] / 0.02  # the largest rate is the best
-        found = {
-            "accuracy": value,
-            "well_accuracy": value,
-            "cell_type": {},
-            "experiment": {"HUVEC-01": {"accuracy": value, "count": 1}},
-        }
-        done = {"epochs": 1, "steps": 1, "step_seconds": 1.0, "step_cost": 1.0, "at_most": False, "diverged": False}
-        return done | {"splits": {split: found for split in one["splits"]}}
+        return result_of({split: value for split in one["splits"]})
 
     monkeypatch.setattr(ladder_cell, "run_cell", fake)
     monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
@@ -130,17 +138,7 @@ def test_of_several_rates_the_one_that_is_best_on_the_screens_val_is_reported(tm
     def fake(one, screens):
         rate, method = one["settings"]["learning_rate"], one["method"].split(":")[0]
         values = {"id_test": 0.5, "val": val[method][rate] - 0.1 * one["seed"], "test": 1 - 10 * rate}
-        done = {"epochs": 1, "steps": 1, "step_seconds": 1.0, "step_cost": 1.0, "at_most": False}
-        splits = {
-            split: {
-                "accuracy": value,
-                "well_accuracy": value,
-                "cell_type": {},
-                "experiment": {"HUVEC-01": {"accuracy": value, "count": 1}},
-            }
-            for split, value in values.items()
-        }
-        return done | {"diverged": (method, rate, one["seed"]) == ("arcface", 0.02, 1), "splits": splits}
+        return result_of(values, diverged=(method, rate, one["seed"]) == ("arcface", 0.02, 1))
 
     monkeypatch.setattr(ladder_cell, "run_cell", fake)
     monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
