@@ -7,7 +7,7 @@ import numpy as np
 from contenders.batch_statistics import predict_by_group, with_batch_statistics
 from contenders.typical_variation import nearest_class, typical_variation
 from converge import Converge
-from ladder_methods import build_contender, more_compute, takes_experiments
+from ladder_contenders import build_contender, more_compute, takes_experiments
 from ladder_screens import screen_records, split_images, training_data
 from scores import embedding_quality, score
 

@@ -9,7 +9,8 @@ import ladder_methods
 import numpy as np
 import pandas as pd
 import pytest
-from ladder_methods import ABLATION, METHODS, build_contender, method_settings, random_control, trial_settings
+from ladder_contenders import build_contender
+from ladder_methods import ABLATION, METHODS, method_settings, random_control, trial_settings
 from ladder_screens import screen_records
 
 from tfrecords.mirror import lock_file
