@@ -3,6 +3,7 @@
     python recipes/ladder.py                                    # quick: five methods, three seeds, two CPU cores
     python recipes/ladder.py --preset full --output runs/full   # all methods, tuned alike: hours
     python recipes/ladder.py --preset ablation                  # ABRA's variants, each beside its random control
+    python recipes/ladder.py --normalize plate                  # images standardized by their plate's negative controls
     python recipes/ladder.py --screen painted --data DIR        # real fields or digits, see real_screens.py
     python recipes/ladder.py --screen painted --data DIR --rates 0.002 0.005    # each method at its better rate
 
@@ -30,7 +31,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from ladder_methods import ABLATION, METHODS, method_settings, trial_settings
+from ladder_methods import ABLATION, METHODS, NORMALIZATIONS, method_settings, split_rate, trial_settings
 from ladder_rates import at_rates, choose_rates, rates_section
 from ladder_report import describe_commit, write_report
 
@@ -119,6 +120,12 @@ def parse(argv):
     parser.add_argument(
         "--rates", nargs="+", type=float, help="learning rates; each method's best on a screen's val is reported"
     )
+    parser.add_argument(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        help="what every method's images are standardized by (default image): themselves, or all images of their "
+        "experiment, or the negative controls of their plate",
+    )
     parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")
     parser.add_argument("--shift", choices=SHIFTS, help="the one thing in which experiments differ (default: all)")
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")
@@ -156,6 +163,11 @@ def make_plan(args):
             plan["screen"][name] = value
     if args.screen in REAL:
         plan |= REAL[args.screen] | {"trials": 0}  # the validation plates of one screen are test plates of another
+    if args.normalize:
+        own = [method for method in plan["methods"] if "normalize" in METHODS.get(split_rate(method)[0], {})]
+        if own:
+            raise ValueError(f"--normalize is for all methods, and {', '.join(own)} have their own. Leave one out.")
+        plan["common"] = plan.get("common", {}) | {"normalize": args.normalize}
     if args.rates:
         plan |= {"trials": 0, "methods": at_rates(plan["methods"], args.rates, **plan.get("common", {}))}
     if args.shift:
@@ -179,7 +191,7 @@ def tune(plan, args):
     screen = plan["screen"] | {"seed": DEVELOPMENT}
     trials = {
         method: [
-            make_cell(method, trial_settings(method, i), screen, 0, plan, ["id_test", "val"])
+            make_cell(method, trial_settings(method, i, **plan.get("common", {})), screen, 0, plan, ["id_test", "val"])
             for i in range(plan["trials"])
         ]
         for method in plan["methods"]

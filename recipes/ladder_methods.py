@@ -19,6 +19,7 @@ COMMON = {
     "normalize": "image",
     "augment": "wilds",
 }
+NORMALIZATIONS = ("image", "experiment", "plate")
 MARGIN = {"margin": 0.2, "scale": 12.0}
 ADVERSARY = MARGIN | {
     "head": "abra",
@@ -162,12 +163,13 @@ def method_settings(method, **changes):
     return COMMON | known[base] | changes
 
 
-def trial_settings(method, trial):
+def trial_settings(method, trial, **changes):
     """Settings of one trial of the search: trial 0 has the method's own, later ones are drawn, each another.
 
-    The draw depends on the method's name and the number alone, so that a search can be widened later.
+    The draw depends on the method's name and the number alone, so that a search can be widened later. `changes` are
+    settings that all methods of a ladder share.
     """
-    settings = method_settings(method)
+    settings = method_settings(method, **changes)
     names = ["learning_rate", "weight_decay", *[name for name in OWN if name in settings][:2]]
     grid = [dict(zip(names, values, strict=True)) for values in product(*(SPACES[name] for name in names))]
     grid = [values for values in grid if values != {name: settings[name] for name in names}]

@@ -179,6 +179,22 @@ def test_a_screen_may_have_one_shift_alone(tmp_path):
     assert records == screen_records(tmp_path, screen | {"seed": 0}) and "batch_effect-focus-2.0" in str(records)
 
 
+def test_all_methods_may_share_a_normalization(tmp_path, monkeypatch):
+    seen = []
+
+    def fake(one, screens):
+        seen.append(one)
+        return result_of({split: 0.5 for split in one["splits"]})
+
+    monkeypatch.setattr(ladder_cell, "run_cell", fake)
+    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
+    start(tmp_path, "--methods", "erm", "abra", "--seeds", "1", "--trials", "2", "--normalize", "plate")
+    assert len(seen) == 6 and {one["settings"]["normalize"] for one in seen} == {"plate"}
+    assert seen[0]["settings"] == method_settings("normalize_plate")
+    with pytest.raises(ValueError, match="--normalize is for all methods, and normalize_experiment have their own"):
+        start(tmp_path, "--methods", "erm", "normalize_experiment", "--normalize", "plate")
+
+
 def test_every_adversary_has_its_random_control():
     for method in ABLATION:
         if method.startswith("abra:"):
