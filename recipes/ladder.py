@@ -31,9 +31,10 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from ladder_methods import ABLATION, METHODS, NORMALIZATIONS, method_settings, split_rate, trial_settings
+from ladder_methods import ABLATION, METHODS, method_settings, split_rate, trial_settings
 from ladder_rates import at_rates, choose_rates, rates_section
 from ladder_report import describe_commit, write_report
+from normalization import NORMALIZATIONS
 
 from tfrecords.mirror import lock_file
 from tfrecords.screen_appearance import SHIFTS

@@ -19,7 +19,6 @@ COMMON = {
     "normalize": "image",
     "augment": "wilds",
 }
-NORMALIZATIONS = ("image", "experiment", "plate")
 MARGIN = {"margin": 0.2, "scale": 12.0}
 ADVERSARY = MARGIN | {
     "head": "abra",

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from contenders.mixup import mixup
+from normalization import normalization
 from real_screens import write_digits, write_painted
 
 from tfrecords import (
     batches_across,
     batches_within,
     build_records,
-    channel_statistics,
     cutmix,
     gain_and_bias,
     list_sites,
@@ -20,11 +20,10 @@ from tfrecords import (
     read_records,
     write_screen,
 )
-from tfrecords.preprocess import augment, standardize
+from tfrecords.preprocess import augment
 
 CELL_TYPES = ("HUVEC", "RPE", "HEPG2", "U2OS")
 TOGETHER = 4  # experiments in a mini-batch, for penalties between experiments
-BY_GROUP = {"experiment": {"group": "experiment"}, "plate": {"group": "plate", "well_types": ("negative_control",)}}
 
 
 def screen_records(folder, screen, data=None):
@@ -91,7 +90,7 @@ def training_data(records, settings, seed, classes, experiments):
         seed=seed,
         batches=batches,
         augment={"wilds": augment, "gain_and_bias": (augment, gain_and_bias), "none": None}[settings["augment"]],
-        normalize=_normalize(records, "train", settings),
+        normalize=normalization(records, "train", settings["normalize"]),
         experiment_ids=experiments,
         cache="memory",
     )
@@ -104,13 +103,6 @@ def training_data(records, settings, seed, classes, experiments):
 def split_images(records, split, settings, kinds=("treatment",)):
     """Table of a split's sites and their normalized images, in one order."""
     sites = list_sites(records, split, kinds)
-    data = read_records(
-        records, split, batch_size=128, kinds=kinds, metadata=True, normalize=_normalize(records, split, settings)
-    )
+    normalize = normalization(records, split, settings["normalize"])
+    data = read_records(records, split, batch_size=128, kinds=kinds, metadata=True, normalize=normalize)
     return sites, np.concatenate([images for images, *_ in data.as_numpy_iterator()])
-
-
-def _normalize(records, split, settings):
-    if settings["normalize"] == "image":
-        return standardize
-    return channel_statistics(records, split, **BY_GROUP[settings["normalize"]])

@@ -43,6 +43,7 @@ from job import (
     write_results,
 )
 from methods import build_model, check_backbone, erm_loss, make_optimizer
+from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
@@ -56,6 +57,7 @@ ABRA = {
     "step_size": 0.5,
     "alignment": "symmetric_kl",
     "alignment_weight": 1.0,
+    "normalize": "image",
     "patience": None,  # epochs without a better accuracy on val after which training ends
 }
 # The embedded screen: learning rate, decay, epochs and batch are those chosen for ERM before ABRA was run on it
@@ -118,8 +120,12 @@ def main(argv=None):
     for split in splits.keys() - labelled:
         print(f"Predicted, not scored: {split} has sites without a label")
     options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
-    read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
+    normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"]))
+    read_train = functools.partial(
+        read_records, records, "train", training=True, seed=args.seed, normalize=normalize("train"), **options
+    )
     options = distribution.evaluation(options)
+    evaluated = {split: options | {"normalize": normalize(split)} for split in splits}
     steps = int(read_train().cardinality())
     shape = tuple(read_manifest(records)["image_shape"])
     print(
@@ -133,13 +139,15 @@ def main(argv=None):
         optimizer = make_optimizer(settings, steps)
         model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
     same = {"method": args.method, "mixed_precision": args.mixed_precision}
+    options = evaluated.get("val", options)
     fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution, args.on_nan)
     as_saved(model).save(output / "model.keras")
 
-    metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
+    metrics = {"method": args.method, "normalize": settings["normalize"]}
+    metrics |= {"backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
     tables = []
     for split, sites in splits.items():
-        logits = predict(model, records, split, options)
+        logits = predict(model, records, split, evaluated[split])
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
@@ -180,6 +188,12 @@ def parse(argv):
         "--backbone", help="tiny_resnet or a model of keras.applications (default: tiny_resnet, ResNet50 with --data)"
     )
     parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="needed for backbones other than these two")
+    parser.add_argument(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        help="what images are standardized by: themselves (default), all images of their experiment, or the negative "
+        "controls of their plate",
+    )
     parser.add_argument("--image-size", type=int, help="pixels (default: as on disk, or 256 with --data)")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")
     parser.add_argument("--hparams", type=Path, help="JSON of settings, as recipes/tune_margin.py writes it")

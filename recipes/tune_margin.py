@@ -14,6 +14,7 @@ records first, and give every process the same --records and --output.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -29,6 +30,7 @@ import keras
 import keras_tuner
 from distribution import distribute
 from methods import PERTURB, build_model, check_backbone, make_optimizer
+from normalization import NORMALIZATIONS, normalization
 from rxrx1 import EMBEDDED, REAL, is_embedded, prepare_records
 from tuning_report import show_trials, trials_table
 
@@ -61,6 +63,7 @@ class ScreenHyperModel(ABRAHyperModel):
         manifest = read_manifest(records)
         self.kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
         self.shape, self.names = tuple(manifest["image_shape"]), class_names(records, self.kinds)
+        self.normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"]))
         stages = settings["stages"]
         images = sum(len(list_sites(records, split, self.kinds)) for split in ("train", validation))
         self.cache = "memory" if images * math.prod(self.shape) <= MOST_CACHED else None
@@ -69,7 +72,8 @@ class ScreenHyperModel(ABRAHyperModel):
 
     def read(self, split, **kwargs):
         size = self.settings_of_job["batch_size"]
-        return read_records(self.records, split, batch_size=size, kinds=self.kinds, cache=self.cache, **kwargs)
+        options = {"batch_size": size, "kinds": self.kinds, "cache": self.cache, "normalize": self.normalize(split)}
+        return read_records(self.records, split, **options, **kwargs)
 
     def job(self, values):
         """All settings of the job that this trial is."""
@@ -142,6 +146,7 @@ def parse(argv):
     parser.add_argument("--confirm", action="store_true", help="train best and default with three seeds, score test")
     parser.add_argument("--epochs", type=int, help="of a trial (default: as recipes/rxrx1.py)")
     parser.add_argument("--backbone", help="tiny_resnet or a model of keras.applications, as recipes/rxrx1.py")
+    parser.add_argument("--normalize", choices=NORMALIZATIONS, help="as recipes/rxrx1.py")
     parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="stages, for backbones other than these")
     parser.add_argument("--image-size", type=int, help="pixels")
     parser.add_argument("--batch-size", type=int)

@@ -17,7 +17,7 @@ import pytest
 import rxrx1
 
 from keras_abra import ResumableRun
-from tfrecords import build_records, verify_records, write_screen
+from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records, write_screen
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "rxrx1.py"
 
@@ -44,6 +44,7 @@ def screen(tmp_path_factory):
     return folder
 
 
+SPLITS = ("train", "id_test", "val", "test")
 SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
 OPTIONS = ("--backbone", "tiny_resnet", "--image-size", 24, "--batch-size", 8, "--epochs", 2)
 
@@ -78,6 +79,48 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.any_backend
+@pytest.mark.any_backend
+def test_images_may_be_standardized_by_the_controls_of_their_plate(screen, tmp_path, monkeypatch):
+    """The model of the job sees in every split what `channel_statistics` of that split gives; `--resume` asks for the
+    same."""
+    fed = []
+    monkeypatch.setattr(rxrx1, "fit", lambda model, read_train, *rest: fed.append((read_train(), rest[2])))
+    arguments = ("--data", screen, "--records", tmp_path / "records", "--method", "erm", *OPTIONS)
+    assert job(*arguments, "--output", tmp_path / "image")["normalize"] == "image"
+    assert job(*arguments, "--normalize", "plate", "--output", tmp_path / "plate")["normalize"] == "plate"
+    (alone, _), (train, val) = fed
+    controls = {
+        s: channel_statistics(tmp_path / "records", s, group="plate", well_types="negative_control") for s in SPLITS
+    }
+    pd.testing.assert_frame_equal(val["normalize"], controls["val"])
+    expected = read_records(
+        tmp_path / "records", "train", batch_size=8, training=True, seed=0, normalize=controls["train"]
+    )
+    images, expected, others = (next(data.as_numpy_iterator())[0] for data in (train, expected, alone))
+    np.testing.assert_array_equal(images, expected)
+    assert np.abs(images - others).max() > 0.1
+    model = keras.models.load_model(tmp_path / "plate" / "model.keras")
+    for split in SPLITS[1:]:
+        data = read_records(tmp_path / "records", split, batch_size=8, normalize=controls[split])
+        predicted = pd.read_csv(tmp_path / "plate" / "predictions.csv").query("split == @split")["predicted_1"]
+        names = class_names(tmp_path / "records", ("treatment",))
+        answers = model.predict(data.map(lambda image, label: image), verbose=0).argmax(1)
+        assert [names[i] for i in answers] == list(predicted)
+
+
+def test_a_normalization_that_cannot_be_is_named(screen, tmp_path):
+    table = pd.read_csv(screen / "metadata.csv")
+    shutil.copytree(screen, tmp_path / "screen")
+    table[table["well_type"] != "negative_control"].to_csv(tmp_path / "screen" / "metadata.csv", index=False)
+    arguments = ("--data", tmp_path / "screen", "--method", "erm", *OPTIONS)
+    with pytest.raises(ValueError, match="'train' has no wells of the types"):
+        job(*arguments, "--normalize", "plate", "--output", tmp_path / "out")
+    hparams = tmp_path / "hparams.json"
+    hparams.write_text('{"settings": {"normalize": "well"}}')
+    with pytest.raises(ValueError, match="Unknown normalization 'well'. Expected one of image, experiment, plate"):
+        job(*arguments, "--hparams", hparams, "--output", tmp_path / "out2")
+
+
 def test_records_are_kept_and_used_again(screen, tmp_path):
     records = tmp_path / "records"
     build_records(screen, records)
