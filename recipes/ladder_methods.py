@@ -34,15 +34,17 @@ ADVERSARY = MARGIN | {
 }
 PAIRS = {"batches": "across"}  # penalties between experiments need several samples of each in a mini-batch
 ARCFACE = MARGIN | {"head": "arcface"}
+# Feature statistics are perturbed under softmax, as published; DSU under ArcFace as well, as ABRA's nearest relative.
 METHODS = {
     "erm": {},
     "arcface": ARCFACE,
     "cosface": {"head": "cosface", "margin": 0.1, "scale": 12.0},
     "winner_loss": MARGIN | {"head": "winner"},
     "dsu": ARCFACE | {"layers": "dsu", "probability": 0.5},
-    "mixstyle": ARCFACE | {"layers": "mixstyle", "probability": 0.5, "alpha": 0.1},
-    "csu": ARCFACE | {"layers": "csu", "probability": 0.5, "alpha": 0.3},
-    "adv_style": ARCFACE | {"layers": "adv_style", "penalty": 10.0},
+    "dsu_softmax": {"layers": "dsu", "probability": 0.5},
+    "mixstyle": {"layers": "mixstyle", "probability": 0.5, "alpha": 0.1},
+    "csu": {"layers": "csu", "probability": 0.5, "alpha": 0.3},
+    "adv_style": {"layers": "adv_style", "penalty": 10.0},
     "adv_bn": {"head": "adv_bn", "radius": 1.1, "step_size": 0.2},
     "coral": PAIRS | {"objective": "coral", "penalty": 1.0},
     "irm": PAIRS | {"objective": "irm", "penalty": 1.0},
