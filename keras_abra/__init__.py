@@ -1,6 +1,7 @@
 """Keras layers, losses and a model that stay right in experiments they have not seen: see `ABRAModel`."""
 
 from keras_abra import layers, losses
+from keras_abra.ada_bn import ada_bn
 from keras_abra.backbone_cut import cut_backbone, valid_cuts
 from keras_abra.compute_cost import multiply_adds, step_cost, suffix_share
 from keras_abra.models import ABRAModel
@@ -16,6 +17,7 @@ __all__ = [
     "ResumableRun",
     "SkipNonFinite",
     "__version__",
+    "ada_bn",
     "cut_backbone",
     "embedding_neck",
     "layers",

@@ -30,6 +30,12 @@ def batch_moments(given=None):
         _moments.reset(token)
 
 
+def note_moments(*moments):
+    """Into the list of the pass that runs, if `batch_moments` has one."""
+    found, _ = _moments.get(([], None))
+    found.append(moments)
+
+
 class Branch(NamedTuple):
     """What one branch runs behind the first perturbed stage: the backbone's parts and the neck (or None)."""
 

@@ -1,0 +1,115 @@
+import contextlib
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_abra.models import ABRAModel
+from keras_abra.perturbed_norms import batch_moments, note_moments, replace_norms
+
+
+@contextlib.contextmanager
+def ada_bn(model, images, batch_size=32):
+    """Within it, the model normalizes by the statistics of these images: those of one new experiment, without labels.
+
+    AdaBN (Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation", ICLR Workshop 2017): the moving
+    mean and variance of every batch normalization are measured anew, and nothing else changes. Behind it they are what
+    they were, also after an error.
+
+        with keras_abra.ada_bn(model, images_of_the_experiment):
+            logits = model.predict(images_of_the_experiment)
+
+    The images are passed over once. A layer's statistics are pooled over all of them (of a batch that is alone, exactly
+    its own); what comes before it is normalized by each mini-batch's, so batches should be large and of mixed classes.
+    A prediction then hangs on the other images of its experiment: report it apart from what needs none.
+
+    Args:
+        model: an `ABRAModel`, or a Functional or Sequential `keras.Model`, with batch normalization.
+        images: what `predict` takes: array `(samples, height, width, channels)`, or `tf.data.Dataset` of batches of
+            images. All of one process: no `tf.distribute` strategy, no `keras.distribution`.
+        batch_size: of arrays.
+
+    Raises:
+        ValueError: if the model has no batch normalization or cannot be rebuilt, or there are no images.
+    """
+    measured = _Measured(model)
+    *moments, counts = measured.predict(images, batch_size=_size(images, batch_size), verbose=0)
+    if not len(counts):
+        raise ValueError("No images were given. Expected those of one experiment.")
+    calls = {}  # of each: several moments where a layer is called again
+    for i, norm in enumerate(measured.noted.norms):
+        calls.setdefault(norm, []).append(moments[2 * i : 2 * i + 2])
+    own = {norm: (np.array(norm.moving_mean), np.array(norm.moving_variance)) for norm in calls}
+    try:
+        _assign({norm: _pooled(found, counts) for norm, found in calls.items()})
+        yield model
+    finally:
+        _assign(own)
+
+
+def _assign(statistics):
+    for norm, (mean, variance) in statistics.items():
+        norm.moving_mean.assign(mean)
+        norm.moving_variance.assign(variance)
+
+
+def _size(images, batch_size):
+    return batch_size if isinstance(images, np.ndarray) else None
+
+
+def _pooled(calls, counts):
+    """Mean and variance of all from those of each mini-batch, `(batches, channels)`, in one or several calls."""
+    weights = np.tile(counts, len(calls)).astype("float64")
+    means, variances = (np.concatenate([call[i] for call in calls]).astype("float64") for i in (0, 1))
+    mean = np.average(means, axis=0, weights=weights)
+    return mean, np.average(variances + (means - mean) ** 2, axis=0, weights=weights)
+
+
+class _Measured(keras.Model):
+    """Images to the batch statistics of every batch normalization, `(1, channels)` each, and the number of images."""
+
+    def __init__(self, model):
+        super().__init__(name="measured")
+        abra = isinstance(model, ABRAModel)
+        parts = [model.backbone, model.pooling, model.neck] if abra else [model]
+        self.unpack = (lambda x: model.unpack_inputs(x)[0]) if abra else (lambda x: x)
+        self.noted = SimpleNamespace(norms=[])  # not a layer's own: no attribute of its own
+        try:
+            self.parts = [replace_norms(p, self._make) if isinstance(p, keras.Model) else p for p in parts if p]
+        except ValueError as error:
+            raise ValueError(f"AdaBN needs a model of Functional and Sequential models. Received: {error}") from error
+        if not self.noted.norms:
+            raise ValueError("AdaBN is for models with batch normalization, of which this one has none.")
+
+    def _make(self, norm):
+        self.noted.norms.append(norm)
+        return _MeasuredNorm(norm)
+
+    def call(self, inputs):
+        x = self.unpack(inputs)
+        count = ops.ones((1,)) * ops.cast(ops.shape(x)[0], "float32")
+        with batch_moments() as found:
+            for part in self.parts:
+                x = part(x, training=False) if isinstance(part, keras.Model) else part(x)
+        self.noted.norms = [norm for norm, *_ in found]  # in the order of the calls
+        return [ops.expand_dims(value, 0) for _, *moments in found for value in moments] + [count]
+
+
+class _MeasuredNorm(keras.layers.Layer):
+    """A batch normalization that normalizes every mini-batch by its own statistics, and notes them."""
+
+    def __init__(self, norm):
+        super().__init__(name=f"{norm.name}_measured", dtype=norm.dtype_policy)
+        self.norm = norm
+
+    def call(self, inputs, mask=None):
+        x, axis = ops.cast(inputs, "float32"), self.norm.axis % len(inputs.shape)
+        moments = ops.moments(x, [i for i in range(len(x.shape)) if i != axis])
+        note_moments(self.norm, *moments)
+        scale, offset = (None if w is None else ops.cast(w, "float32") for w in (self.norm.gamma, self.norm.beta))
+        outputs = ops.batch_normalization(x, *moments, axis, offset, scale, self.norm.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
