@@ -87,13 +87,15 @@ def embedding_quality(embeddings, labels):
     }
 
 
-def print_scores(metrics):
+def print_scores(metrics, title=None):
     """Prints accuracy in percent, one row a split, one column a cell type."""
     splits = metrics["splits"]
     if not splits:
         return
     cell_types = sorted({name for split in splits.values() for name in split["cell_type"]})
-    print(f"\nAccuracy (%) of {metrics['method']}, seed {metrics['seed']}; test: experiments never seen, scored once")
+    if title is None:
+        title = f"{metrics['method']}, seed {metrics['seed']}; test: experiments never seen, scored once"
+    print(f"\nAccuracy (%) of {title}")
     print(f"{'split':8}{'sites':>8}{'accuracy':>10}{'by well':>9}" + "".join(f"{name:>8}" for name in cell_types))
     for name, split in splits.items():
         cells = [split["cell_type"].get(c, {"accuracy": float("nan")})["accuracy"] for c in cell_types]

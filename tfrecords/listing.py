@@ -15,20 +15,21 @@ _TYPES = dict.fromkeys("site_id well_id cell_type dataset experiment well well_t
 _TYPES |= {"sirna_id": "Int64", "label": "Int64"}
 
 
-def list_sites(dest, split, kinds=("treatment",)):
+def list_sites(dest, split, kinds=("treatment",), experiments=None):
     """Lists the sites of a split in the order in which `read_records` gives them when it is not training.
 
     Args:
         dest: folder of records, or URL of one, see `mirror.local_folder`; no shard is fetched.
         split: train, id_test, val or test.
         kinds: which wells: `("treatment",)`, `("control",)` or both.
+        experiments: names of some of the split's experiments. Default: all.
 
     Returns:
         pandas.DataFrame: RxRx1's 11 columns, `split`, `label` (Int64, missing where unknown), and where the record
         is: `shard`, `record`, its number in there, and `offset`, the byte at which it begins.
 
     Raises:
-        ValueError: if the folder is not whole, a kind or split is unknown, or no such site was built.
+        ValueError: if the folder is not whole, a kind, split or experiment is unknown, or no such site was built.
     """
     folder = local_folder(dest)
     manifest = read_manifest(folder)
@@ -55,7 +56,16 @@ def list_sites(dest, split, kinds=("treatment",)):
                 "with --repair to mend it."
             )
     index = read_index(folder, manifest)
-    return index[index["shard"].isin([row["name"] for row in shards])].reset_index(drop=True)
+    sites = index[index["shard"].isin([row["name"] for row in shards])]
+    if experiments is not None:
+        wanted, known = {experiments} if isinstance(experiments, str) else {*experiments}, {*sites["experiment"]}
+        if not wanted or wanted - known:
+            raise ValueError(
+                f"Expected as experiments some of {', '.join(sorted(known))}, which the split {split!r} has with sites "
+                f"of this kind; received {', '.join(sorted(map(repr, wanted - known))) or 'none'}."
+            )
+        sites = sites[sites["experiment"].isin(wanted)]
+    return sites.reset_index(drop=True)
 
 
 def read_index(dest, manifest):

@@ -6,12 +6,14 @@ from tfrecords.composition import random_batches
 from tfrecords.listing import list_sites
 
 
-def site_ids_of_step(dest, split, *, batch_size, epoch, step, kinds=("treatment",), seed=0, batches=None):
+def site_ids_of_step(
+    dest, split, *, batch_size, epoch, step, kinds=("treatment",), seed=0, batches=None, experiments=None
+):
     """Names the sites of one training step, say of the one whose loss was not finite. No image is read for it.
 
     Args:
-        dest, split, batch_size, kinds, seed, batches: as `read_records` was given them with `training=True`. With
-            several workers, a batch here is that of all of them together.
+        dest, split, batch_size, kinds, seed, batches, experiments: as `read_records` was given them with
+            `training=True`. With several workers, a batch here is that of all of them together.
         epoch: pass over the data, from 0, counted on from `first_epoch`.
         step: batch inside the epoch, from 0.
 
@@ -21,7 +23,7 @@ def site_ids_of_step(dest, split, *, batch_size, epoch, step, kinds=("treatment"
     Raises:
         ValueError: if an epoch has no such step.
     """
-    sites = list_sites(dest, split, kinds)
+    sites = list_sites(dest, split, kinds, experiments)
     plan = (batches or random_batches())(sites, batch_size, shuffle=True, drop=True)
     if not 0 <= step < plan.steps or epoch < 0:
         raise ValueError(

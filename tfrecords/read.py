@@ -27,6 +27,7 @@ def read_records(
     *,
     batch_size,
     kinds=("treatment",),
+    experiments=None,
     training=False,
     seed=0,
     first_epoch=0,
@@ -57,6 +58,7 @@ def read_records(
         split: `train`, `id_test`, `val` or `test`.
         batch_size: sites in a batch; the global one where a `tf.distribute` strategy or `worker` divides it.
         kinds: `("treatment",)` (default), `("control",)` or both.
+        experiments: names of some of the split's experiments. Default: all.
         training: shuffle and augment.
         seed: integer, 0 or more, of order and augmentation.
         first_epoch: epoch of the first pass, for a run that continues. A pass counts once its last batch was given: a
@@ -106,7 +108,7 @@ def read_records(
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     dest = local_folder(dest, (split,), kinds)
     manifest = read_manifest(dest)
-    sites = list_sites(dest, split, kinds)
+    sites = list_sites(dest, split, kinds, experiments)
     _check(batch_size, seed, first_epoch, first_step, worker, dtype)
     _check_sites(split, sites, manifest, experiment_ids, metadata)
     if drop_remainder is None:

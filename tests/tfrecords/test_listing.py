@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from tfrecords.listing import list_sites
@@ -48,3 +49,16 @@ def test_a_split_without_treatments_says_so(release, edit_table, tmp_path):
     build_records(release, tmp_path / "records")
     with pytest.raises(ValueError, match=r"'val' has 2 sites, but none of kind treatment. Pass kinds=\('control',\)"):
         list_sites(tmp_path / "records", "val")
+
+
+def test_some_experiments_alone(records_tree):
+    every = list_sites(records_tree, "train")
+    names = sorted(set(every["experiment"]))
+    assert len(names) > 1
+    for wanted in (names[0], names[:1]):
+        found = list_sites(records_tree, "train", experiments=wanted)
+        pd.testing.assert_frame_equal(found, every[every["experiment"] == names[0]].reset_index(drop=True))
+    pd.testing.assert_frame_equal(list_sites(records_tree, "train", experiments=names), every)
+    for wanted, message in ((["HUVEC-99"], "received 'HUVEC-99'"), ([], "received none")):
+        with pytest.raises(ValueError, match=f"some of {names[0]}.* the split 'train' .*{message}"):
+            list_sites(records_tree, "train", experiments=wanted)

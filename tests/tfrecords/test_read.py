@@ -197,6 +197,21 @@ def test_padding_fills_the_last_batch_and_has_weight_0(records_tree):
     assert weights.numpy().tolist() == [1.125, 1.125, 0]  # 9 places, 8 sites: Keras divides by places.
 
 
+def test_some_experiments_are_read_alone(records_tree):
+    sites = list_sites(records_tree, "train")
+    name = sites["experiment"].iloc[-1]
+    options = {"batch_size": 1, "experiments": [name], "kinds": "treatment"}
+    read = [
+        n for *_, metadata in read_records(records_tree, "train", metadata=True, **options) for n in names(metadata)
+    ]
+    assert read == sites[sites["experiment"] == name]["site_id"].tolist() and len(read) < len(sites)
+    trained = read_records(records_tree, "train", metadata=True, training=True, **options)
+    order = [n for *_, metadata in trained for n in names(metadata)]
+    assert sorted(order) == sorted(read)
+    steps = [site_ids_of_step(records_tree, "train", epoch=0, step=i, **options) for i in range(len(read))]
+    assert order == [n for step in steps for n in step]
+
+
 def test_workers_see_together_what_one_would_have_seen(records_tree):
     options = dict(batch_size=4, kinds=BOTH, training=True, seed=2, metadata=True)
     parts = [read_records(records_tree, "train", worker=(i, 2), **options) for i in range(2)]

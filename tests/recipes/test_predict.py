@@ -1,0 +1,93 @@
+"""A model that was trained before names the siRNA of a screen."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pandas as pd
+import predict
+import pytest
+from contenders.batch_statistics import predict_by_group, with_batch_statistics
+from methods import build_model
+from normalization import normalization
+from rxrx1 import EMBEDDED
+
+from tfrecords import build_records, class_names, list_sites, read_records, write_screen
+
+pytestmark = pytest.mark.any_backend
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict")
+    experiments = {"train": {"HUVEC": 1}, "val": {"RPE": 1}, "test": {"HUVEC": 1, "RPE": 1}}
+    write_screen(folder / "screen", image_size=24, treatments=12, experiments=experiments)
+    build_records(folder / "screen", folder / "records")
+    return folder / "records"
+
+
+def trained(records, folder, method, normalize="plate"):
+    """A job's output folder, but for the training: batch normalizations have statistics of their own."""
+    keras.utils.set_random_seed(0)
+    names = class_names(records, ("treatment",))
+    model = build_model(method, EMBEDDED | {"embedding_dim": 6}, (24, 24, 6), names)
+    model.compile("sgd", loss=None if method == "abra" else "sparse_categorical_crossentropy")
+    model.fit(read_records(records, "train", batch_size=4, training=True), epochs=1, verbose=0)
+    model.save(folder / "model.keras")
+    (folder / "metrics.json").write_text(json.dumps({"normalize": normalize}))
+    return model
+
+
+def run(*arguments):
+    return predict.main([*map(str, arguments)])
+
+
+@pytest.mark.parametrize("method", ["abra", "erm"])
+def test_it_answers_as_the_model_does_and_by_experiment_with_ada_bn(records, tmp_path, method, capsys):
+    model = trained(records, tmp_path, method)
+    network = model
+    if method == "abra":
+        x = model.pooling(model.backbone.output)
+        network = keras.Model(model.backbone.input, model.head(model.neck(x)) * model.loss_function.scale)
+    sites = list_sites(records, "test")
+    data = read_records(records, "test", batch_size=64, normalize=normalization(records, "test", "plate"))
+    images = np.concatenate([image for image, _ in data.as_numpy_iterator()])
+    label, names = sites["label"].to_numpy("int64"), np.array(class_names(records, ("treatment",)))
+    expected = {
+        "": network.predict(images, verbose=0),
+        "--ada-bn": predict_by_group(with_batch_statistics(network), images, sites["experiment"]),
+    }
+    assert (expected[""].argmax(1) != expected["--ada-bn"].argmax(1)).any()
+    for option, logits in expected.items():
+        file = tmp_path / f"out{option}.csv"
+        scores = run(tmp_path / "model.keras", records, "--output", file, *([option] if option else []))
+        found = pd.read_csv(file).set_index("site_id").loc[sites["site_id"]]
+        assert (found["predicted_1"] == names[logits.argmax(1)]).all()
+        assert scores["splits"]["test"]["accuracy"] == pytest.approx((logits.argmax(1) == label).mean())
+        assert f"{100 * (logits.argmax(1) == label).mean():.1f}" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_named(records, tmp_path):
+    trained(records, tmp_path, "erm")
+    model, new = tmp_path / "model.keras", tmp_path / "new.csv"
+    old = tmp_path / "old.csv"
+    old.write_text("kept")
+    with pytest.raises(ValueError, match="old.csv is there already"):
+        run(model, records, "--output", old)
+    with pytest.raises(ValueError, match="none.keras is no file"):
+        run(tmp_path / "none.keras", records, "--output", new)
+    other = tmp_path / "other"
+    experiments = {split: {"RPE": 1} for split in ("train", "val", "test")}
+    write_screen(other / "screen", image_size=24, treatments=8, experiments=experiments)
+    build_records(other / "screen", other / "records")
+    with pytest.raises(ValueError, match=r"trained on other classes \(12\) than the records have \(8\)"):
+        run(model, other / "records", "--output", new)
+    build_records(other / "screen", other / "small", image_size=16)
+    with pytest.raises(ValueError, match=r"takes images of \(24, 24, 6\), and the records have \(16, 16, 6\)"):
+        run(model, other / "small", "--output", new)
+    (tmp_path / "moved").mkdir()
+    shutil.copy(model, tmp_path / "moved")
+    with pytest.raises(ValueError, match="no .*metrics.json, .* Pass --normalize"):
+        run(tmp_path / "moved" / "model.keras", records, "--output", new)
+    assert old.read_text() == "kept" and not new.exists()
