@@ -76,7 +76,7 @@ def main(argv=None):
 
 
 def measure(args, records, folder):
-    settings = {**EMBEDDED, "stages": PERTURB["tiny_resnet"], "epochs": args.epochs}
+    settings = {**EMBEDDED, "stages": PERTURB["tiny_resnet"], "epochs": args.epochs, "normalize": "image"}
     fixed = {name: settings[name] for name in SPACES if name not in ("margin", "scale", "stages")}
     fixed["stages"] = "+".join(settings["stages"])
     spaces = {name: EMBEDDED_SPACES[name] for name in ("margin", "scale")}

@@ -61,8 +61,11 @@ ABRA = {
     "patience": None,  # epochs without a better accuracy on val after which training ends
 }
 # The embedded screen: learning rate, decay, epochs and batch are those chosen for ERM before ABRA was run on it
-# (recipes/results/screen_acceptance.md); margin, scale and radius were chosen on its validation experiments.
+# (recipes/results/screen_acceptance.md); margin, scale and radius were chosen on its validation experiments, images
+# standardized by themselves. That plates serve better was found on other drawn screens, on validation experiments too
+# (recipes/results/ladder_contenders).
 EMBEDDED = ABRA | {
+    "normalize": "plate",
     "backbone": "tiny_resnet",
     "image_size": None,
     "epochs": 45,
@@ -191,8 +194,8 @@ def parse(argv):
     parser.add_argument(
         "--normalize",
         choices=NORMALIZATIONS,
-        help="what images are standardized by: themselves (default), all images of their experiment, or the negative "
-        "controls of their plate",
+        help="what images are standardized by: themselves (default with --data), all images of their experiment, or "
+        "the negative controls of their plate (default of the embedded screen)",
     )
     parser.add_argument("--image-size", type=int, help="pixels (default: as on disk, or 256 with --data)")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")

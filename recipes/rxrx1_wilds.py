@@ -62,7 +62,7 @@ PUBLISHED = REAL | {
     "weight_decay": 1e-5,
     "warmup_steps": 5415,
 }
-SMALL = EMBEDDED | {"learning_rate": 1e-2, "weight_decay": 1e-5, "epochs": 30}
+SMALL = EMBEDDED | {"normalize": "image", "learning_rate": 1e-2, "weight_decay": 1e-5, "epochs": 30}
 
 
 def main(argv=None):
