@@ -5,6 +5,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_abra import backend
 from keras_abra.models import ABRAModel
 from keras_abra.perturbed_norms import batch_moments, note_moments, replace_norms
 
@@ -27,12 +28,16 @@ def ada_bn(model, images, batch_size=32):
     Args:
         model: an `ABRAModel`, or a Functional or Sequential `keras.Model`, with batch normalization.
         images: what `predict` takes: array `(samples, height, width, channels)`, or `tf.data.Dataset` of batches of
-            images. All of one process: no `tf.distribute` strategy, no `keras.distribution`.
+            images.
         batch_size: of arrays.
 
     Raises:
-        ValueError: if the model has no batch normalization or cannot be rebuilt, or there are no images.
+        ValueError: if the model has no batch normalization or cannot be rebuilt, there are no images, or several
+            devices or processes would divide them.
     """
+    replicas = backend.replicas() * backend.devices()
+    if replicas > 1:
+        raise ValueError(f"AdaBN is measured on one device, and here batches are divided among {replicas}.")
     measured = _Measured(model)
     *moments, counts = measured.predict(images, batch_size=_size(images, batch_size), verbose=0)
     if not len(counts):

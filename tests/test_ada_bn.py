@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_abra import ada_bn, embedding_neck
+from keras_abra import ada_bn, backend, embedding_neck
 from tests.tiny import tiny_batch, tiny_model
 
 IMAGES = np.random.default_rng(0).gamma(2.0, size=(12, 4, 4, 2)).astype("float32")
@@ -94,6 +94,13 @@ def test_without_batch_normalization_it_is_refused():
             pass
     with pytest.raises(ValueError, match="a model of Functional and Sequential models. Received"):
         with ada_bn(Subclassed(), IMAGES):
+            pass
+
+
+def test_it_is_refused_where_batches_are_divided(monkeypatch):
+    monkeypatch.setattr(backend, "replicas", lambda: 2)
+    with pytest.raises(ValueError, match="on one device, and here batches are divided among 2"):
+        with ada_bn(network(), IMAGES):
             pass
 
 
