@@ -79,7 +79,6 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.any_backend
-@pytest.mark.any_backend
 def test_images_may_be_standardized_by_the_controls_of_their_plate(screen, tmp_path, monkeypatch):
     """The model of the job sees in every split what `channel_statistics` of that split gives; `--resume` asks for the
     same."""
@@ -108,6 +107,7 @@ def test_images_may_be_standardized_by_the_controls_of_their_plate(screen, tmp_p
         assert [names[i] for i in answers] == list(predicted)
 
 
+@pytest.mark.any_backend
 def test_a_normalization_that_cannot_be_is_named(screen, tmp_path):
     table = pd.read_csv(screen / "metadata.csv")
     shutil.copytree(screen, tmp_path / "screen")
@@ -121,6 +121,7 @@ def test_a_normalization_that_cannot_be_is_named(screen, tmp_path):
         job(*arguments, "--hparams", hparams, "--output", tmp_path / "out2")
 
 
+@pytest.mark.any_backend
 def test_records_are_kept_and_used_again(screen, tmp_path):
     records = tmp_path / "records"
     build_records(screen, records)

@@ -53,6 +53,7 @@ def search(records, tmp_path_factory):
     return folder, output
 
 
+@pytest.mark.any_backend
 def test_every_trial_stands_in_the_table_and_the_picture(search):
     folder, output = search
     trials = pd.read_csv(folder / "out" / "trials.csv")
@@ -64,6 +65,7 @@ def test_every_trial_stands_in_the_table_and_the_picture(search):
     assert "Best: val accuracy" in output
 
 
+@pytest.mark.any_backend
 def test_the_printed_command_gives_the_accuracy_again(search, monkeypatch):
     folder, output = search
     monkeypatch.chdir(folder)
