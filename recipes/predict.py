@@ -33,6 +33,8 @@ def main(argv=None):
     args = parse(argv)
     if args.output.exists():
         raise ValueError(f"--output {args.output} is there already. Name a new file, or remove it.")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}.")
     manifest = read_manifest(args.records)
     kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
     names = class_names(args.records, kinds)
@@ -84,7 +86,10 @@ def load(file, shape, names):
     """The model, if it fits the records."""
     if not file.is_file():
         raise ValueError(f"{file} is no file. Expected the model.keras of a job that ended.")
-    model = keras.models.load_model(file, compile=False)
+    try:
+        model = keras.models.load_model(file, compile=False)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} is no model that can be loaded: {error}") from error
     found = tuple(model.backbone.input_shape[1:] if hasattr(model, "backbone") else model.input_shape[1:])
     if found != shape:
         raise ValueError(f"{file} takes images of {found}, and the records have {shape}.")
@@ -100,7 +105,10 @@ def normalization_of_job(model):
     metrics = model.with_name("metrics.json")
     if not metrics.is_file():
         raise ValueError(f"There is no {metrics}, which would say how images were standardized. Pass --normalize.")
-    return json.loads(metrics.read_text()).get("normalize", "image")
+    try:
+        return json.loads(metrics.read_text()).get("normalize", "image")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{metrics} is none of a job ({error}). Pass --normalize.") from error
 
 
 if __name__ == "__main__":

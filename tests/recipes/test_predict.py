@@ -77,6 +77,10 @@ def test_what_does_not_fit_is_named(records, tmp_path):
         run(model, records, "--output", old)
     with pytest.raises(ValueError, match="none.keras is no file"):
         run(tmp_path / "none.keras", records, "--output", new)
+    with pytest.raises(ValueError, match="new.csv: there is no folder .*nowhere"):
+        run(model, records, "--output", tmp_path / "nowhere" / "new.csv")
+    with pytest.raises(ValueError, match="old.csv is no model that can be loaded"):
+        run(old, records, "--output", new)
     other = tmp_path / "other"
     experiments = {split: {"RPE": 1} for split in ("train", "val", "test")}
     write_screen(other / "screen", image_size=24, treatments=8, experiments=experiments)
@@ -89,5 +93,8 @@ def test_what_does_not_fit_is_named(records, tmp_path):
     (tmp_path / "moved").mkdir()
     shutil.copy(model, tmp_path / "moved")
     with pytest.raises(ValueError, match="no .*metrics.json, .* Pass --normalize"):
+        run(tmp_path / "moved" / "model.keras", records, "--output", new)
+    (tmp_path / "moved" / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="metrics.json is none of a job .* Pass --normalize"):
         run(tmp_path / "moved" / "model.keras", records, "--output", new)
     assert old.read_text() == "kept" and not new.exists()
