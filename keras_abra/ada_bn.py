@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_abra import backend
 from keras_abra.models import ABRAModel
-from keras_abra.perturbed_norms import batch_moments, note_moments, replace_norms
+from keras_abra.perturbed_norms import MeasuredNorm, batch_moments, replace_norms
 
 
 @contextlib.contextmanager
@@ -27,21 +27,26 @@ def ada_bn(model, images, batch_size=32):
 
     Args:
         model: an `ABRAModel`, or a Functional or Sequential `keras.Model`, with batch normalization.
-        images: what `predict` takes: array `(samples, height, width, channels)`, or `tf.data.Dataset` of batches of
-            images.
+        images: what `predict` takes: array or tensor `(samples, height, width, channels)`, or `tf.data.Dataset` of
+            batches of images.
         batch_size: of arrays.
 
     Raises:
-        ValueError: if the model has no batch normalization or cannot be rebuilt, there are no images, or several
-            devices or processes would divide them.
+        ValueError: if the model has no batch normalization or cannot be rebuilt, there are no images, their statistics
+            are not finite, or several devices or processes would divide them.
     """
     replicas = backend.replicas() * backend.devices()
     if replicas > 1:
         raise ValueError(f"AdaBN is measured on one device, and here batches are divided among {replicas}.")
-    measured = _Measured(model)
-    *moments, counts = measured.predict(images, batch_size=_size(images, batch_size), verbose=0)
-    if not len(counts):
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be an integer of 1 or more. Received: batch_size={batch_size!r}")
+    array = hasattr(images, "shape")
+    if (len(images) if array else int(images.cardinality()) if hasattr(images, "cardinality") else None) == 0:
         raise ValueError("No images were given. Expected those of one experiment.")
+    measured = _Measured(model)
+    *moments, counts = measured.predict(images, batch_size=batch_size if array else None, verbose=0)
+    if not all(np.isfinite(values).all() for values in moments):
+        raise ValueError("The statistics of the images are not finite: images or weights have values that are not.")
     calls = {}  # of each: several moments where a layer is called again
     for i, norm in enumerate(measured.noted.norms):
         calls.setdefault(norm, []).append(moments[2 * i : 2 * i + 2])
@@ -57,10 +62,6 @@ def _assign(statistics):
     for norm, (mean, variance) in statistics.items():
         norm.moving_mean.assign(mean)
         norm.moving_variance.assign(variance)
-
-
-def _size(images, batch_size):
-    return batch_size if isinstance(images, np.ndarray) else None
 
 
 def _pooled(calls, counts):
@@ -81,6 +82,8 @@ class _Measured(keras.Model):
         self.unpack = (lambda x: model.unpack_inputs(x)[0]) if abra else (lambda x: x)
         self.noted = SimpleNamespace(norms=[])  # not a layer's own: no attribute of its own
         try:
+            if not model.built:
+                raise ValueError("a model that is not built")
             self.parts = [replace_norms(p, self._make) if isinstance(p, keras.Model) else p for p in parts if p]
         except ValueError as error:
             raise ValueError(f"AdaBN needs a model of Functional and Sequential models. Received: {error}") from error
@@ -89,7 +92,7 @@ class _Measured(keras.Model):
 
     def _make(self, norm):
         self.noted.norms.append(norm)
-        return _MeasuredNorm(norm)
+        return MeasuredNorm(norm)
 
     def call(self, inputs):
         x = self.unpack(inputs)
@@ -99,22 +102,3 @@ class _Measured(keras.Model):
                 x = part(x, training=False) if isinstance(part, keras.Model) else part(x)
         self.noted.norms = [norm for norm, *_ in found]  # in the order of the calls
         return [ops.expand_dims(value, 0) for _, *moments in found for value in moments] + [count]
-
-
-class _MeasuredNorm(keras.layers.Layer):
-    """A batch normalization that normalizes every mini-batch by its own statistics, and notes them."""
-
-    def __init__(self, norm):
-        super().__init__(name=f"{norm.name}_measured", dtype=norm.dtype_policy)
-        self.norm = norm
-
-    def call(self, inputs, mask=None):
-        x, axis = ops.cast(inputs, "float32"), self.norm.axis % len(inputs.shape)
-        moments = ops.moments(x, [i for i in range(len(x.shape)) if i != axis])
-        note_moments(self.norm, *moments)
-        scale, offset = (None if w is None else ops.cast(w, "float32") for w in (self.norm.gamma, self.norm.beta))
-        outputs = ops.batch_normalization(x, *moments, axis, offset, scale, self.norm.epsilon)
-        return ops.cast(outputs, self.compute_dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape

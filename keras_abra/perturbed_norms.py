@@ -30,12 +30,6 @@ def batch_moments(given=None):
         _moments.reset(token)
 
 
-def note_moments(*moments):
-    """Into the list of the pass that runs, if `batch_moments` has one."""
-    found, _ = _moments.get(([], None))
-    found.append(moments)
-
-
 class Branch(NamedTuple):
     """What one branch runs behind the first perturbed stage: the backbone's parts and the neck (or None)."""
 
@@ -118,6 +112,26 @@ class SharedMomentsNorm(keras.layers.Layer):
         x = ops.stop_gradient(x)
         mean = together(ops.mean(x, axes)) / share
         return mean, together(ops.mean(ops.square(x - ops.reshape(mean, shape)), axes)) / share
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class MeasuredNorm(keras.layers.Layer):
+    """A batch normalization that normalizes every mini-batch by its own statistics, and notes itself and them."""
+
+    def __init__(self, norm):
+        super().__init__(name=f"{norm.name}_measured", dtype=norm.dtype_policy)
+        self.norm = norm
+
+    def call(self, inputs, mask=None):
+        x, axis = ops.cast(inputs, "float32"), self.norm.axis % len(inputs.shape)
+        moments = ops.moments(x, [i for i in range(len(x.shape)) if i != axis])
+        found, _ = _moments.get(([], None))
+        found.append((self.norm, *moments))
+        scale, offset = (None if w is None else ops.cast(w, "float32") for w in (self.norm.gamma, self.norm.beta))
+        outputs = ops.batch_normalization(x, *moments, axis, offset, scale, self.norm.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -19,13 +19,10 @@ repeated, and more seeds or methods are added to the folder in the same way.
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import sys
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -35,6 +32,7 @@ from ladder_methods import ABLATION, METHODS, method_settings, split_rate, trial
 from ladder_rates import at_rates, choose_rates, rates_section
 from ladder_report import describe_commit, write_report
 from normalization import NORMALIZATIONS
+from worker_processes import processes
 
 from tfrecords.mirror import lock_file
 from tfrecords.screen_appearance import SHIFTS
@@ -132,7 +130,7 @@ def parse(argv):
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")
     parser.add_argument("--screen", choices=("synthetic", *REAL), default="synthetic", help="what the images are")
     parser.add_argument("--data", type=Path, help="folder of the real images, of RxRx1's or of the digits")
-    parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET)")
+    parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET...)")
     parser.add_argument("--workers", type=int, help="processes, of one core each (default: one a core)")
     args = parser.parse_args(argv)
     for name, least in (("seeds", 1), ("trials", 0), ("train_experiments", 1), ("workers", 1)):
@@ -146,7 +144,8 @@ def parse(argv):
         parser.error(f"--screen {args.screen} takes no --{(changed or ['trials'])[0].replace('_', '-')}")
     if real != (args.data is not None):
         parser.error(f"--screen {args.screen} " + ("needs --data" if real else "is drawn: it takes no --data"))
-    args.output = args.output or Path("runs") / "-".join(["ladder", args.preset, *([args.screen] if real else [])])
+    parts = ["ladder", args.preset, *([args.screen] if real else []), *([args.normalize] if args.normalize else [])]
+    args.output = args.output or Path("runs") / "-".join(parts)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     args.workers = args.workers or cores
     return args
@@ -166,8 +165,9 @@ def make_plan(args):
         plan |= REAL[args.screen] | {"trials": 0}  # the validation plates of one screen are test plates of another
     if args.normalize:
         own = [method for method in plan["methods"] if "normalize" in METHODS.get(split_rate(method)[0], {})]
-        if own:
+        if own and args.methods:
             raise ValueError(f"--normalize is for all methods, and {', '.join(own)} have their own. Leave one out.")
+        plan["methods"] = [method for method in plan["methods"] if method not in own]
         plan["common"] = plan.get("common", {}) | {"normalize": args.normalize}
     if args.rates:
         plan |= {"trials": 0, "methods": at_rates(plan["methods"], args.rates, **plan.get("common", {}))}
@@ -237,41 +237,6 @@ def run_cells(cells, args):
         for done, line in enumerate(run(finish_cell, [(args.output, cell, commit) for cell in missing]), 1):
             left = (time.monotonic() - start) / done * (len(missing) - done)
             print(f"[{done}/{len(missing)}, {left / 60:.0f} min left] {line}", flush=True)
-
-
-class processes:
-    """Runs a function over tasks, in this process or in `count` others of one core each; results as they come."""
-
-    def __init__(self, count):
-        self.count, self.executor = count, None
-
-    def __enter__(self):
-        if self.count > 1:
-            for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-                os.environ[name] = "1"
-            os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
-            context = multiprocessing.get_context("spawn")
-            self.executor = ProcessPoolExecutor(self.count, mp_context=context, initializer=end_with_parent)
-        return self.run
-
-    def run(self, function, tasks):
-        if self.executor is None:
-            yield from map(function, tasks)
-            return
-        for future in as_completed([self.executor.submit(function, task) for task in tasks]):
-            yield future.result()
-
-    def __exit__(self, *error):
-        if self.executor is not None:
-            self.executor.shutdown(wait=True, cancel_futures=True)
-
-
-def end_with_parent():
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_screen(task):

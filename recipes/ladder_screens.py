@@ -103,6 +103,6 @@ def training_data(records, settings, seed, classes, experiments):
 def split_images(records, split, settings, kinds=("treatment",)):
     """Table of a split's sites and their normalized images, in one order."""
     sites = list_sites(records, split, kinds)
-    normalize = normalization(records, split, settings["normalize"])
+    normalize = normalization(records, split, settings["normalize"], kinds)
     data = read_records(records, split, batch_size=128, kinds=kinds, metadata=True, normalize=normalize)
     return sites, np.concatenate([images for images, *_ in data.as_numpy_iterator()])

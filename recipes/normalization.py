@@ -1,12 +1,13 @@
 """What the images of a job are standardized by."""
 
-from tfrecords import channel_statistics, standardize
+from tfrecords import channel_statistics, list_sites, standardize
+from tfrecords.normalize import normalizer
 
 BY_GROUP = {"experiment": {"group": "experiment"}, "plate": {"group": "plate", "well_types": ("negative_control",)}}
 NORMALIZATIONS = ("image", *BY_GROUP)
 
 
-def normalization(records, split, kind):
+def normalization(records, split, kind, kinds=("treatment",)):
     """`normalize` of `read_records` for a split of the records.
 
     Args:
@@ -14,12 +15,21 @@ def normalization(records, split, kind):
         split: whose images are read: an experiment never seen is standardized by its own images, without labels.
         kind: `"image"`: each by itself; `"experiment"`: by all images of its experiment; `"plate"`: by the negative
             controls of its plate.
+        kinds: which wells are read.
 
     Raises:
-        ValueError: if the kind is unknown, or there are no negative controls.
+        ValueError: if the kind is unknown, or a plate of these wells has no negative controls.
     """
+    if kind not in NORMALIZATIONS:
+        raise ValueError(f"Unknown normalization {kind!r}. Expected one of {', '.join(NORMALIZATIONS)}.")
     if kind == "image":
         return standardize
-    if kind not in BY_GROUP:
-        raise ValueError(f"Unknown normalization {kind!r}. Expected one of {', '.join(NORMALIZATIONS)}.")
-    return channel_statistics(records, split, **BY_GROUP[kind])
+    try:
+        statistics = channel_statistics(records, split, **BY_GROUP[kind])
+        normalizer(statistics, list_sites(records, split, kinds))  # now, and not after hours of training
+    except ValueError as error:
+        raise ValueError(
+            f"The split {split!r} cannot be standardized by {kind}: {error} `--normalize experiment` and `image` need "
+            "no controls."
+        ) from error
+    return statistics

@@ -3,10 +3,11 @@
     python recipes/predict.py runs/rxrx1-0001/model.keras RECORDS --output predictions.csv
     python recipes/predict.py MODEL RECORDS --split val --ada-bn --output adapted.csv
 
-RECORDS is a folder of `python -m tfrecords.build`, or `records` in the output folder of a job. Images are standardized
-as in the job that trained the model, by what its `metrics.json` says. `--ada-bn` gives the batch normalizations the
-statistics of each experiment in turn (`keras_abra.ada_bn`), without labels. Writes one row a site with the five most
-probable classes, and prints the accuracy where labels are known. One process, one device.
+RECORDS is a folder of `python -m tfrecords.build`, or `records` in the output folder of a job. Class names, and what
+images are standardized by, are those of the job that trained the model (its `metrics.json`): the records may be of some
+of its compounds, or have no labels. `--ada-bn` gives the batch normalizations the statistics of each experiment in turn
+(`keras_abra.ada_bn`), without labels. Writes one row a site with the five most probable classes, and prints the
+accuracy where labels are known. One process, one device.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import contextlib
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -35,11 +37,11 @@ def main(argv=None):
         raise ValueError(f"--output {args.output} is there already. Name a new file, or remove it.")
     if not args.output.parent.is_dir():
         raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}.")
+    job = read_job(args.model, args.normalize)
     manifest = read_manifest(args.records)
     kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
-    names = class_names(args.records, kinds)
-    model = load(args.model, tuple(manifest["image_shape"]), names)
-    normalize = normalization(args.records, args.split, args.normalize or normalization_of_job(args.model))
+    model, names = load(args.model, tuple(manifest["image_shape"]), job)
+    normalize = normalization(args.records, args.split, job["normalize"], kinds)
     tables, logits = [], []
     for experiment in sorted(set(list_sites(args.records, args.split, kinds)["experiment"])):
         tables.append(list_sites(args.records, args.split, kinds, experiment))
@@ -60,9 +62,13 @@ def main(argv=None):
     predictions_table(sites, args.split, logits, names).to_csv(temporary, index=False)
     temporary.replace(args.output)
     print(f"Written to {args.output}")
-    if sites["label"].isna().any():
+    sites["label"] = labels(sites["label"], class_names(args.records, kinds), names)
+    known = sites["label"].notna()
+    if not known.all():
+        print(f"Predicted, not scored: {(~known).sum()} sites without a label among the model's classes")
+    if not known.any():
         return None
-    scores = {"splits": {args.split: score(sites, logits)}}
+    scores = {"splits": {args.split: score(sites[known].reset_index(drop=True), logits[known.to_numpy()])}}
     print_scores(scores, f"{args.model}{' with AdaBN' if args.ada_bn else ''}")
     return scores
 
@@ -82,33 +88,48 @@ def parse(argv):
     return args
 
 
-def load(file, shape, names):
-    """The model, if it fits the records."""
+def read_job(model, normalize):
+    """What the job that wrote the model says of it: `normalize`, unless it is given, and `classes`, their names in the
+    model's order (None where it does not say)."""
+    file = model.with_name("metrics.json")
+    if not file.is_file() and normalize is None:
+        raise ValueError(f"There is no {file}, which would say how images were standardized. Pass --normalize.")
+    try:
+        job = json.loads(file.read_text()) if file.is_file() else {}
+        job = {"normalize": normalize or job.get("normalize", "image"), "classes": job.get("classes")}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is none of a job: {error}") from error
+    if job["normalize"] not in NORMALIZATIONS:
+        raise ValueError(f"{file}: unknown normalization {job['normalize']!r}. Expected one of {NORMALIZATIONS}.")
+    return job
+
+
+def load(file, shape, job):
+    """The model, if it takes such images, and the names of its classes."""
     if not file.is_file():
         raise ValueError(f"{file} is no file. Expected the model.keras of a job that ended.")
     try:
         model = keras.models.load_model(file, compile=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is no model that can be loaded: {error}") from error
     found = tuple(model.backbone.input_shape[1:] if hasattr(model, "backbone") else model.input_shape[1:])
-    if found != shape:
+    if len(found) != len(shape) or any(a not in (None, b) for a, b in zip(found, shape, strict=True)):
         raise ValueError(f"{file} takes images of {found}, and the records have {shape}.")
-    own = getattr(model, "class_names", None)
+    names = getattr(model, "class_names", None) or job["classes"]
     classes = model.num_classes if hasattr(model, "num_classes") else model.output_shape[-1]
-    if classes != len(names) or (own is not None and [*own] != [*map(str, names)]):
-        raise ValueError(f"{file} was trained on other classes ({classes}) than the records have ({len(names)}).")
-    return model
+    if not names or len(names) != classes:
+        raise ValueError(
+            f"The names of the {classes} classes of {file} are not known: expected them in the metrics.json beside it, "
+            f"where recipes/rxrx1.py writes them; found {len(names) if names else 'none'}."
+        )
+    return model, [*map(str, names)]
 
 
-def normalization_of_job(model):
-    """What the job says that wrote the model."""
-    metrics = model.with_name("metrics.json")
-    if not metrics.is_file():
-        raise ValueError(f"There is no {metrics}, which would say how images were standardized. Pass --normalize.")
-    try:
-        return json.loads(metrics.read_text()).get("normalize", "image")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{metrics} is none of a job ({error}). Pass --normalize.") from error
+def labels(column, names, own):
+    """Labels of the records, whose classes have these names, as numbers of the model's `own` classes, by name."""
+    place = {name: i for i, name in enumerate(own)}
+    found = [place.get(str(names[label])) if pd.notna(label) else None for label in column]
+    return pd.array(found, "Int64")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def main(argv=None):
     for split in splits.keys() - labelled:
         print(f"Predicted, not scored: {split} has sites without a label")
     options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
-    normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"]))
+    normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], kinds))
     read_train = functools.partial(
         read_records, records, "train", training=True, seed=args.seed, normalize=normalize("train"), **options
     )
@@ -154,6 +154,7 @@ def main(argv=None):
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
+    metrics["classes"] = names
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")

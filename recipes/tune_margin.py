@@ -63,7 +63,7 @@ class ScreenHyperModel(ABRAHyperModel):
         manifest = read_manifest(records)
         self.kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
         self.shape, self.names = tuple(manifest["image_shape"]), class_names(records, self.kinds)
-        self.normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"]))
+        self.normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], self.kinds))
         stages = settings["stages"]
         images = sum(len(list_sites(records, split, self.kinds)) for split in ("train", validation))
         self.cache = "memory" if images * math.prod(self.shape) <= MOST_CACHED else None

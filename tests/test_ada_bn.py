@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_abra import ada_bn, backend, embedding_neck
 from tests.tiny import tiny_batch, tiny_model
@@ -102,6 +103,37 @@ def test_it_is_refused_where_batches_are_divided(monkeypatch):
     with pytest.raises(ValueError, match="on one device, and here batches are divided among 2"):
         with ada_bn(network(), IMAGES):
             pass
+
+
+@pytest.mark.parametrize("images", [IMAGES[:0], tf.data.Dataset.from_tensor_slices(IMAGES).batch(4).take(0)])
+def test_no_images_are_refused(images):
+    with pytest.raises(ValueError, match="No images were given"):
+        with ada_bn(network(), images):
+            pass
+
+
+def test_what_cannot_be_measured_is_named():
+    with pytest.raises(ValueError, match="statistics of the images are not finite"):
+        with ada_bn(network(), np.where(IMAGES > 1, np.nan, IMAGES)):
+            pass
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of 1 or more. Received: batch_size=0"):
+        with ada_bn(network(), IMAGES, batch_size=0):
+            pass
+    with pytest.raises(ValueError, match="a model that is not built"):
+        with ada_bn(keras.Sequential([keras.layers.BatchNormalization()]), IMAGES):
+            pass
+
+
+def test_tensors_are_divided_as_arrays_are():
+    found = []
+    for images in (IMAGES, keras.ops.convert_to_tensor(IMAGES)):
+        model = network()
+        with ada_bn(model, images, batch_size=5):
+            found.append(model.get_weights())
+    for array, tensor in zip(*found, strict=True):
+        np.testing.assert_allclose(array, tensor, rtol=1e-5)
+    with ada_bn(model, IMAGES):
+        assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(model.get_weights(), found[0], strict=True))
 
 
 class Subclassed(keras.Model):

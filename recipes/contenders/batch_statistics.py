@@ -1,36 +1,13 @@
 """Batch statistics at test time: AdaBN, and the test time of BEN. Both take the images of an experiment together."""
 
-import keras
 import numpy as np
-from keras import ops
 
-from keras_abra.perturbed_norms import replace_norms
-
-
-class BatchStatisticsNorm(keras.layers.Layer):
-    """A batch normalization's own scale and offset after the statistics of the mini-batch at hand, always.
-
-    Args:
-        norm: the `BatchNormalization` whose weights it shares.
-    """
-
-    def __init__(self, norm):
-        super().__init__(name=f"{norm.name}_batch_statistics")
-        self.norm = norm
-
-    def call(self, inputs, mask=None):
-        axis = self.norm.axis % len(inputs.shape)
-        mean, variance = ops.moments(inputs, [i for i in range(len(inputs.shape)) if i != axis])
-        scale, offset = (None if w is None else ops.convert_to_tensor(w) for w in (self.norm.gamma, self.norm.beta))
-        return ops.batch_normalization(inputs, mean, variance, axis, offset, scale, self.norm.epsilon)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
+from keras_abra.perturbed_norms import MeasuredNorm, replace_norms
 
 
 def with_batch_statistics(network):
     """The network, with the same weights, normalizing every mini-batch by that mini-batch's own statistics."""
-    return replace_norms(network, BatchStatisticsNorm)
+    return replace_norms(network, MeasuredNorm)
 
 
 def predict_by_group(network, images, groups):

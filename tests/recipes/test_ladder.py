@@ -193,6 +193,10 @@ def test_all_methods_may_share_a_normalization(tmp_path, monkeypatch):
     assert seen[0]["settings"] == method_settings("normalize_plate")
     with pytest.raises(ValueError, match="--normalize is for all methods, and normalize_experiment have their own"):
         start(tmp_path, "--methods", "erm", "normalize_experiment", "--normalize", "plate")
+    plain, plates = (ladder.parse(["--preset", "full", *more]) for more in ([], ["--normalize", "plate"]))
+    assert plain.output != plates.output
+    methods = [set(ladder.make_plan(args)["methods"]) for args in (plain, plates)]
+    assert methods[0] - methods[1] == {"normalize_experiment", "normalize_plate"}
 
 
 def test_every_adversary_has_its_random_control():

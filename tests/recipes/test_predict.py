@@ -35,7 +35,7 @@ def trained(records, folder, method, normalize="plate"):
     model.compile("sgd", loss=None if method == "abra" else "sparse_categorical_crossentropy")
     model.fit(read_records(records, "train", batch_size=4, training=True), epochs=1, verbose=0)
     model.save(folder / "model.keras")
-    (folder / "metrics.json").write_text(json.dumps({"normalize": normalize}))
+    (folder / "metrics.json").write_text(json.dumps({"normalize": normalize, "classes": names}))
     return model
 
 
@@ -81,20 +81,60 @@ def test_what_does_not_fit_is_named(records, tmp_path):
         run(model, records, "--output", tmp_path / "nowhere" / "new.csv")
     with pytest.raises(ValueError, match="old.csv is no model that can be loaded"):
         run(old, records, "--output", new)
-    other = tmp_path / "other"
-    experiments = {split: {"RPE": 1} for split in ("train", "val", "test")}
-    write_screen(other / "screen", image_size=24, treatments=8, experiments=experiments)
-    build_records(other / "screen", other / "records")
-    with pytest.raises(ValueError, match=r"trained on other classes \(12\) than the records have \(8\)"):
-        run(model, other / "records", "--output", new)
-    build_records(other / "screen", other / "small", image_size=16)
+    build_records(records.parent / "screen", tmp_path / "small", image_size=16)
     with pytest.raises(ValueError, match=r"takes images of \(24, 24, 6\), and the records have \(16, 16, 6\)"):
-        run(model, other / "small", "--output", new)
+        run(model, tmp_path / "small", "--output", new)
     (tmp_path / "moved").mkdir()
     shutil.copy(model, tmp_path / "moved")
     with pytest.raises(ValueError, match="no .*metrics.json, .* Pass --normalize"):
         run(tmp_path / "moved" / "model.keras", records, "--output", new)
-    (tmp_path / "moved" / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match="metrics.json is none of a job .* Pass --normalize"):
-        run(tmp_path / "moved" / "model.keras", records, "--output", new)
+    with pytest.raises(ValueError, match="names of the 12 classes .* are not known"):
+        run(tmp_path / "moved" / "model.keras", records, "--normalize", "image", "--output", new)
+    for text, message in (
+        ("{", "metrics.json is none of a job"),
+        ('{"normalize": ["plate"]}', r"metrics.json: unknown normalization \['plate'\]"),
+        ('{"classes": ["a", "b"]}', "names of the 12 classes .* found 2"),
+    ):
+        (tmp_path / "moved" / "metrics.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "moved" / "model.keras", records, "--output", new)
+    damaged = bytearray(model.read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    model.write_bytes(damaged)
+    with pytest.raises(ValueError, match="model.keras is no model that can be loaded"):
+        run(model, records, "--output", new)
     assert old.read_text() == "kept" and not new.exists()
+
+
+@pytest.mark.parametrize("method", ["abra", "erm"])
+def test_names_are_those_of_the_training_whatever_classes_the_records_have(records, tmp_path, method, capsys):
+    trained(records, tmp_path, method)
+    run(tmp_path / "model.keras", records, "--output", tmp_path / "own.csv")
+    own = pd.read_csv(tmp_path / "own.csv").set_index("site_id")
+    table = pd.read_csv(records.parent / "screen" / "metadata.csv")
+    treatment, test = table["well_type"] == "treatment", table["dataset"] == "test"
+    renumbered = table["sirna_id"].where(~treatment, 11 - table["sirna_id"])
+    few = test & (~treatment | (table["sirna_id"] < 7))
+    unknown = test & treatment
+    other = tmp_path / "other"
+    shutil.copytree(records.parent / "screen", other)
+    for name, rows in {
+        "renumbered": table.assign(sirna_id=renumbered),
+        "few": table[few],
+        "unlabelled": table[test].assign(
+            sirna=table["sirna"].mask(unknown), sirna_id=table["sirna_id"].astype("Int64").mask(unknown)
+        ),
+    }.items():
+        rows.to_csv(other / "metadata.csv", index=False)
+        build_records(other, tmp_path / name)
+        file = tmp_path / f"{name}.csv"
+        scores = run(tmp_path / "model.keras", tmp_path / name, "--output", file)
+        found = pd.read_csv(file).set_index("site_id")
+        same = own.loc[found.index]
+        assert len(found) == (28 if name == "few" else 48)
+        assert list(found["predicted_1"]) == list(same["predicted_1"]), name
+        if name == "unlabelled":
+            assert scores is None and "Predicted, not scored: 48 sites" in capsys.readouterr().out
+        else:
+            right = (same["predicted_1"] == same["sirna"]).mean()
+            assert scores["splits"]["test"]["accuracy"] == pytest.approx(right)

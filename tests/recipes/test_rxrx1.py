@@ -63,7 +63,7 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
     output = tmp_path / "runs" / "rxrx1-0001"
     metrics = json.loads((output / "metrics.json").read_text())
     assert (metrics["method"], metrics["backend"], metrics["seed"]) == (method, keras.backend.backend(), 0)
-    assert set(metrics["splits"]) == {"id_test", "val", "test"}
+    assert set(metrics["splits"]) == {"id_test", "val", "test"} and len(metrics["classes"]) == 8
     predictions = pd.read_csv(output / "predictions.csv")
     for name, split in metrics["splits"].items():
         rows = predictions[predictions.split == name]
@@ -80,8 +80,7 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
 
 @pytest.mark.any_backend
 def test_images_may_be_standardized_by_the_controls_of_their_plate(screen, tmp_path, monkeypatch):
-    """The model of the job sees in every split what `channel_statistics` of that split gives; `--resume` asks for the
-    same."""
+    """The model of the job sees in every split what `channel_statistics` of that split gives."""
     fed = []
     monkeypatch.setattr(rxrx1, "fit", lambda model, read_train, *rest: fed.append((read_train(), rest[2])))
     arguments = ("--data", screen, "--records", tmp_path / "records", "--method", "erm", *OPTIONS)
@@ -115,10 +114,17 @@ def test_a_normalization_that_cannot_be_is_named(screen, tmp_path):
     arguments = ("--data", tmp_path / "screen", "--method", "erm", *OPTIONS)
     with pytest.raises(ValueError, match="'train' has no wells of the types"):
         job(*arguments, "--normalize", "plate", "--output", tmp_path / "out")
+    lacking = (table["well_type"] == "negative_control") & (table["experiment"] == "RPE-03") & (table["plate"] == 2)
+    assert lacking.any()
+    table[~lacking].to_csv(tmp_path / "screen" / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="'test' cannot be standardized by plate: .*RPE-03, plate 2.*--normalize"):
+        job(*arguments, "--normalize", "plate", "--output", tmp_path / "lacking")
+    assert not (tmp_path / "lacking" / "history.csv").exists()  # before anything is trained
     hparams = tmp_path / "hparams.json"
-    hparams.write_text('{"settings": {"normalize": "well"}}')
-    with pytest.raises(ValueError, match="Unknown normalization 'well'. Expected one of image, experiment, plate"):
-        job(*arguments, "--hparams", hparams, "--output", tmp_path / "out2")
+    for value in ("well", ["plate"]):
+        hparams.write_text(json.dumps({"settings": {"normalize": value}}))
+        with pytest.raises(ValueError, match="Unknown normalization .* Expected one of image, experiment, plate"):
+            job(*arguments, "--hparams", hparams, "--output", tmp_path / str(value))
 
 
 @pytest.mark.any_backend
