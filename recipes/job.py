@@ -1,6 +1,7 @@
 """What the jobs have in common: folders, training with the epoch chosen on val, prediction, results."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shutil
@@ -60,6 +61,18 @@ def make_output(folder, name, resume=False):
             number += 1
         else:
             return runs / f"{name}-{number:04d}"
+
+
+@contextlib.contextmanager
+def refusal_leaves_nothing(output):
+    """An output folder in which nothing was written when an error came is removed: it would be taken for one in use."""
+    try:
+        yield
+    except ValueError:
+        with contextlib.suppress(OSError):  # not empty, or another process was first
+            (output / CHECKPOINTS).rmdir()
+            output.rmdir()
+        raise
 
 
 def finished(folder, resume):

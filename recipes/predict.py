@@ -29,6 +29,7 @@ from scores import predictions_table, print_scores, score
 
 from keras_abra import ada_bn
 from tfrecords import class_names, list_sites, read_manifest, read_records
+from tfrecords.listing import KINDS
 
 
 def main(argv=None):
@@ -39,7 +40,7 @@ def main(argv=None):
         raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}.")
     job = read_job(args.model, args.normalize)
     manifest = read_manifest(args.records)
-    kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
+    kinds = job["kinds"] or (("treatment",) if manifest["options"]["label"] == "sirna_id" else [*KINDS])
     model, names = load(args.model, tuple(manifest["image_shape"]), job)
     normalize = normalization(args.records, args.split, job["normalize"], kinds)
     tables, logits = [], []
@@ -89,14 +90,14 @@ def parse(argv):
 
 
 def read_job(model, normalize):
-    """What the job that wrote the model says of it: `normalize`, unless it is given, and `classes`, their names in the
-    model's order (None where it does not say)."""
+    """What the job that wrote the model says of it: `normalize`, unless it is given; `classes`, their names in the
+    model's order; and the `kinds` of wells that it was trained on (None where it does not say)."""
     file = model.with_name("metrics.json")
     if not file.is_file() and normalize is None:
         raise ValueError(f"There is no {file}, which would say how images were standardized. Pass --normalize.")
     try:
         job = json.loads(file.read_text()) if file.is_file() else {}
-        job = {"normalize": normalize or job.get("normalize", "image"), "classes": job.get("classes")}
+        job = {"normalize": normalize or job.get("normalize", "image")} | {k: job.get(k) for k in ("classes", "kinds")}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is none of a job: {error}") from error
     if job["normalize"] not in NORMALIZATIONS:

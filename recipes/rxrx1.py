@@ -40,6 +40,7 @@ from job import (
     is_built,
     make_output,
     predict,
+    refusal_leaves_nothing,
     write_results,
 )
 from methods import build_model, check_backbone, erm_loss, make_optimizer
@@ -115,22 +116,23 @@ def main(argv=None):
     if args.mixed_precision:
         keras.config.set_dtype_policy("mixed_float16")
 
-    records = folder_or_url(str(distribution.first(lambda: prepare_records(args, settings, output))))
-    kinds = ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else ("treatment", "control")
-    names = class_names(records, kinds)
-    splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, kinds)) is not None}
-    labelled = [s for s, sites in splits.items() if sites["label"].notna().all()]
-    for split in splits.keys() - labelled:
-        print(f"Predicted, not scored: {split} has sites without a label")
-    options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
-    normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], kinds))
-    read_train = functools.partial(
-        read_records, records, "train", training=True, seed=args.seed, normalize=normalize("train"), **options
-    )
-    options = distribution.evaluation(options)
-    evaluated = {split: options | {"normalize": normalize(split)} for split in splits}
-    steps = int(read_train().cardinality())
-    shape = tuple(read_manifest(records)["image_shape"])
+    with refusal_leaves_nothing(output):
+        records = folder_or_url(str(distribution.first(lambda: prepare_records(args, settings, output))))
+        kinds = ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else ("treatment", "control")
+        names = class_names(records, kinds)
+        splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, kinds)) is not None}
+        labelled = [s for s, sites in splits.items() if sites["label"].notna().all()]
+        for split in splits.keys() - labelled:
+            print(f"Predicted, not scored: {split} has sites without a label")
+        options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
+        normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], kinds))
+        read_train = functools.partial(
+            read_records, records, "train", training=True, seed=args.seed, normalize=normalize("train"), **options
+        )
+        options = distribution.evaluation(options)
+        evaluated = {split: options | {"normalize": normalize(split)} for split in splits}
+        steps = int(read_train().cardinality())
+        shape = tuple(read_manifest(records)["image_shape"])
     print(
         f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}",
         flush=True,
@@ -154,7 +156,7 @@ def main(argv=None):
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
-    metrics["classes"] = names
+    metrics |= {"kinds": [*kinds], "classes": names}
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")

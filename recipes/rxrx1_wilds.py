@@ -39,6 +39,7 @@ from job import (
     is_built,
     make_output,
     predict,
+    refusal_leaves_nothing,
     write_results,
 )
 from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
@@ -79,15 +80,16 @@ def main(argv=None):
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
     keras.utils.set_random_seed(args.seed)
 
-    records, table = distribution.first(lambda: prepare_records(args, output))
-    records = folder_or_url(str(records))
-    names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
-    splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
-    labelled = [split for split, sites in splits.items() if sites["label"].notna().all()]
-    options = {"batch_size": settings["batch_size"], "kinds": KINDS, "worker": distribution.worker}
-    read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
-    options = distribution.evaluation(options)
-    steps, shape = int(read_train().cardinality()), tuple(read_manifest(records)["image_shape"])
+    with refusal_leaves_nothing(output):
+        records, table = distribution.first(lambda: prepare_records(args, output))
+        records = folder_or_url(str(records))
+        names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
+        splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
+        labelled = [split for split, sites in splits.items() if sites["label"].notna().all()]
+        options = {"batch_size": settings["batch_size"], "kinds": KINDS, "worker": distribution.worker}
+        read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
+        options = distribution.evaluation(options)
+        steps, shape = int(read_train().cardinality()), tuple(read_manifest(records)["image_shape"])
     print(f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}")
 
     with distribution.scope():
@@ -122,6 +124,7 @@ def main(argv=None):
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
             metrics["wilds"][split] = wilds_metrics(metrics["splits"][split])
+    metrics |= {"normalize": "image", "kinds": [*KINDS], "classes": names}
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")

@@ -58,7 +58,7 @@ def list_sites(dest, split, kinds=("treatment",), experiments=None):
     index = read_index(folder, manifest)
     sites = index[index["shard"].isin([row["name"] for row in shards])]
     if experiments is not None:
-        wanted, known = {experiments} if isinstance(experiments, str) else {*experiments}, {*sites["experiment"]}
+        wanted, known = {experiments} if isinstance(experiments, str | int) else {*experiments}, {*sites["experiment"]}
         if not wanted or wanted - known:
             raise ValueError(
                 f"Expected as experiments some of {', '.join(sorted(known))}, which the split {split!r} has with sites "

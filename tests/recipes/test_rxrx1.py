@@ -152,6 +152,7 @@ def test_records_of_other_options_are_refused(screen, tmp_path):
     for flag, value in (("--label", "cell_type"), ("--image-size", 16)):
         with pytest.raises(ValueError, match=f"{flag} {value}: the records in"):
             job("--records", records, flag, value, "--output", tmp_path / f"out{flag}")
+        assert not (tmp_path / f"out{flag}").exists()  # where nothing was written, none is left to be "in use"
 
 
 @pytest.mark.any_backend

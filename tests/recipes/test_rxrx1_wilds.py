@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+import predict
 import pytest
 import rxrx1_wilds
 import tensorflow as tf
@@ -73,6 +74,8 @@ def test_it_trains_and_writes_what_the_leaderboard_takes(method, wilds, tmp_path
     assert set(table["sirna_id"]) == set(range(8 + 3))  # Controls are classes as well.
     model = keras.models.load_model(tmp_path / "out" / "model.keras")
     assert model.predict(np.zeros((1, 24, 24, 3), "float32"), verbose=0).shape == (1, 11)
+    arguments = (tmp_path / "out/model.keras", tmp_path / "out/records", "--output", tmp_path / "again.csv")
+    assert predict.main([*map(str, arguments)])["splits"]["test"] == metrics["splits"]["test"]
 
 
 def test_rxrx1_gives_the_same_images_by_its_first_channels_and_its_centre(release, wilds, tmp_path, monkeypatch):

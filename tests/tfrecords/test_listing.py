@@ -59,6 +59,6 @@ def test_some_experiments_alone(records_tree):
         found = list_sites(records_tree, "train", experiments=wanted)
         pd.testing.assert_frame_equal(found, every[every["experiment"] == names[0]].reset_index(drop=True))
     pd.testing.assert_frame_equal(list_sites(records_tree, "train", experiments=names), every)
-    for wanted, message in ((["HUVEC-99"], "received 'HUVEC-99'"), ([], "received none")):
+    for wanted, message in ((["HUVEC-99"], "received 'HUVEC-99'"), ([], "received none"), (5, "received 5")):
         with pytest.raises(ValueError, match=f"some of {names[0]}.* the split 'train' .*{message}"):
             list_sites(records_tree, "train", experiments=wanted)
