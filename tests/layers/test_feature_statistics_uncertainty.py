@@ -168,6 +168,21 @@ def test_ascent_stays_on_the_sphere_and_climbs(structure):
     assert keras.ops.convert_to_numpy(climb).mean() > 0.05
 
 
+@pytest.mark.parametrize("step_size", [0.5, 2.0])
+def test_how_much_of_the_worst_case_is_chance(step_size):
+    """The README: a step of eta leaves a cosine of 1 / sqrt(1 + eta^2) to the draw it started from."""
+    layer, x = built(shape=(64, 4, 4, 64)), np.random.default_rng(6).normal(size=(64, 4, 4, 64)).astype("float32")
+    uncertain = measured(layer, x)
+    start, length = layer.draw(uncertain, 64), layer.length(uncertain)
+    slope = np.random.default_rng(7).normal(size=(64, 128)).astype("float32")
+    end = maths.ascend(uncertain, start, slope, length, step_size)
+    before, after = (
+        np.array(keras.ops.convert_to_numpy(maths.offsets(uncertain, d) / uncertain.spread)) for d in (start, end)
+    )
+    cosines = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    assert cosines.mean() == pytest.approx(1 / np.sqrt(1 + step_size**2), abs=0.02)
+
+
 def test_rows_without_a_usable_gradient_keep_the_random_start():
     layer, x = built(), features()
     uncertain = measured(layer, x)
