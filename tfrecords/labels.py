@@ -5,7 +5,7 @@ _OWN = " (of a screen of your own: in the column that its description calls `sir
 _ORDER = {"treatment": 0, "positive_control": 1, "negative_control": 2}
 
 
-def class_map(sites, label="sirna_id"):
+def class_map(sites, label="sirna_id", trained=True):
     """Numbers the classes of a label column from 0, without gaps.
 
     siRNAs are ordered as treatments, positive controls, negative controls, and by `sirna_id` inside each: in RxRx1
@@ -16,18 +16,20 @@ def class_map(sites, label="sirna_id"):
     Args:
         sites: table of `read_sites`.
         label: one of `LABELS`.
+        trained: whether there are sites to train on among them. A screen that is only to be predicted needs no labels.
 
     Returns:
         List of dicts in class order: `name`; `value`, what a record holds in the label's key; `treatment`, whether a
-        treatment well belongs to it.
+        treatment well belongs to it. Empty without any label.
 
     Raises:
-        ValueError: on an unknown label column, a siRNA with two ids or an id with two siRNAs, or without any label.
+        ValueError: on an unknown label column, a siRNA with two ids or an id with two siRNAs, or if there are sites to
+            train on and none at all has a label.
     """
     if label not in LABELS:
         raise ValueError(f"Unknown label column {label!r}. Expected one of {', '.join(LABELS)}.")
     known = sites[sites[label].notna()]
-    if not len(known):
+    if trained and not len(known):
         raise ValueError(
             f"No site has a label in the column {label!r}{_OWN if label == 'sirna_id' else ''}. Expected at least one: "
             "fill the column, or take another."

@@ -20,9 +20,9 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
     """Mean and standard deviation of each channel, over all pixels of the sites of a group.
 
     One pass over the sites that are needed, exact (sums of integers). Labels are not used. The statistics of a split
-    serve that split, so that an experiment never seen in training is normalized by its own, as all of RxRx1's better
-    solutions do: this is no leak of labels, but it takes the experiment's images together, and a single image of a new
-    experiment cannot be normalized so. With `group=None` and the split `train` the table serves every split.
+    serve that split, so that an experiment never seen in training is normalized by its own: this is no leak of labels,
+    but it takes the experiment's images together, and a single image of a new experiment cannot be normalized so. With
+    `group=None` and the split `train` the table serves every split.
 
     Args:
         dest: folder of records, or URL of one.

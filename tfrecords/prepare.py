@@ -112,8 +112,10 @@ def prepare_build(
     sites = read_sites(source, layout, own, screen)
     names = screen and dict(enumerate(screen["channels"], 1))
     channels = _check_channels(channels, names or (WILDS_CHANNELS if layout == "wilds" else CHANNELS), names)
-    classes = class_map(sites, label)
     sites["split"] = assign_splits(sites, splits)
+    classes = class_map(sites, label, trained="train" in set(sites["split"]))
+    if not classes:
+        print(f"No site has a label in the column {label!r}: these records can be predicted, and not scored.")
     check_splits(sites, mixed=splits == "mixed-to-test")
     reasons = pd.Series(f"left out by the splits {splits}", index=sites.index, dtype=object)
     used = sites["split"] != LEFT_OUT

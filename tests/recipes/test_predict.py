@@ -124,16 +124,21 @@ def test_names_are_those_of_the_training_whatever_classes_the_records_have(recor
         "unlabelled": table[test].assign(
             sirna=table["sirna"].mask(unknown), sirna_id=table["sirna_id"].astype("Int64").mask(unknown)
         ),
+        "without any label": table[unknown].assign(sirna="", sirna_id=""),
     }.items():
         rows.to_csv(other / "metadata.csv", index=False)
         build_records(other, tmp_path / name)
         file = tmp_path / f"{name}.csv"
-        scores = run(tmp_path / "model.keras", tmp_path / name, "--output", file)
+        normalization = ["--normalize", "image"] if name == "without any label" else []  # and no controls
+        scores = run(tmp_path / "model.keras", tmp_path / name, "--output", file, *normalization)
         found = pd.read_csv(file).set_index("site_id")
         same = own.loc[found.index]
         assert len(found) == (28 if name == "few" else 48)
+        if normalization:
+            run(tmp_path / "model.keras", records, "--output", tmp_path / "same.csv", *normalization)
+            same = pd.read_csv(tmp_path / "same.csv").set_index("site_id").loc[found.index]
         assert list(found["predicted_1"]) == list(same["predicted_1"]), name
-        if name == "unlabelled":
+        if name.endswith(("unlabelled", "label")):
             assert scores is None and "Predicted, not scored: 48 sites" in capsys.readouterr().out
         else:
             right = (same["predicted_1"] == same["sirna"]).mean()

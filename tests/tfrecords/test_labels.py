@@ -42,3 +42,4 @@ def test_an_unknown_column_and_no_labels_at_all_are_refused(release_tree):
     sites["sirna_id"] = sites["sirna_id"].mask(sites["sirna_id"] >= 0)
     with pytest.raises(ValueError, match="No site has a label in the column 'sirna_id'"):
         class_map(sites)
+    assert class_map(sites, trained=False) == []  # to be predicted, it needs none
