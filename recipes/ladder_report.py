@@ -85,22 +85,25 @@ def main_table(results):
 
 
 def adaptive_table(results):
-    """One row a method: `test` with what takes an experiment's images or controls together; AdaBN beside ERM's."""
+    """One row a method: `test` with what takes an experiment's images or controls together; AdaBN beside ERM's, and
+    beside the same models without it."""
     cells, rows = cells_table(results), []
     for method, found in cells.groupby("method", sort=False):
         row = {"method": method}
         for split in ("test", *TEST_TIME):
             part = found[found["split"] == split]
             row[split] = 100 * np.average(part["accuracy"], weights=part["sites"]) if len(part) else np.nan
-        rows.append(row | _difference(cells, "adabn", method, "erm", "erm"))
+        row |= _difference(cells, "adabn", method, "erm", "erm")
+        rows.append(row | _interval(differences(cells, "adabn", method, method, "test"), "plain"))
     return pd.DataFrame(rows)
 
 
-def differences(cells, split, method, baseline):
-    """For each screen, an array `(seeds, experiments)` of accuracy minus the baseline's; None if not both are there."""
+def differences(cells, split, method, baseline, its_split=None):
+    """For each screen, an array `(seeds, experiments)` of accuracy minus the baseline's (on `its_split`, else the
+    same); None if not both are there."""
     tables = []
-    for name in (method, baseline):
-        part = cells[(cells["method"] == name) & (cells["split"] == split)]
+    for name, where in ((method, split), (baseline, its_split or split)):
+        part = cells[(cells["method"] == name) & (cells["split"] == where)]
         tables.append(part.set_index(["screen", "seed", "experiment"])["accuracy"])
     paired = (tables[0] - tables[1]).dropna()
     if paired.empty or len(paired) != len(tables[0]):
@@ -109,7 +112,10 @@ def differences(cells, split, method, baseline):
 
 
 def _difference(cells, split, method, baseline, name):
-    found = None if method == baseline else differences(cells, split, method, baseline)
+    return _interval(None if method == baseline else differences(cells, split, method, baseline), name)
+
+
+def _interval(found, name):
     values = [np.nan] * 3 if found is None else [100 * value for value in paired_bootstrap(found)]
     return dict(zip((f"vs_{name}", f"vs_{name}_low", f"vs_{name}_high"), values, strict=True))
 
@@ -178,12 +184,12 @@ def markdown(results, table, at_test_time, command, more=()):
         "taken together: adaptive, not to be compared with the above. TVN and its own baseline answer by the nearest "
         "class mean of embeddings.",
         "",
-        "| method | test | AdaBN | nearest class | TVN | AdaBN - AdaBN of ERM |",
-        "|---|---|---|---|---|---|",
+        "| method | test | AdaBN | nearest class | TVN | AdaBN - AdaBN of ERM | AdaBN - without |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in at_test_time.to_dict("records"):
         numbers = " | ".join(_number(row[name]) for name in ("test", *TEST_TIME))
-        lines.append(f"| {row['method']} | {numbers} | {_intervals(row, ('erm',))} |")
+        lines.append(f"| {row['method']} | {numbers} | {_intervals(row, ('erm', 'plain'))} |")
     return "\n".join([*lines, "", "![accuracy on test experiments](ladder.png)", ""])
 
 
