@@ -124,7 +124,7 @@ def _softmax_network(backbone, settings, classes):
 
 
 def _margin_model(backbone, settings, classes, cell_types, warmup):
-    kind = CosFace if settings["head"] == "cosface" else ArcFace
+    kind = CosFace if "cosface" in (settings["head"], settings.get("loss")) else ArcFace
     options = {}
     if settings["head"] == "abra":
         options = {

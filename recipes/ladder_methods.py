@@ -72,6 +72,7 @@ VARIANTS = {
     "alignment=none+radius=3.0": {"alignment": "none", "radius": 3.0},  # does alignment hold what it breaks?
     "two_sided": {"two_sided": True},
     **{f"margin={m}": {"margin": m} for m in (0.0, 0.1, 0.3, 0.5)},
+    "loss=cosface": {"loss": "cosface", "margin": 0.1},  # that of the method `cosface`
     **{f"norms={n}": {"perturbed_norms": n} for n in ("clean", "moving", "auxiliary")},
     "shared": {"shared_by": "experiment"},
     "part": {"perturbed_share": 0.5},

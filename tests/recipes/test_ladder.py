@@ -13,6 +13,7 @@ from ladder_contenders import build_contender
 from ladder_methods import ABLATION, METHODS, method_settings, random_control, trial_settings
 from ladder_screens import screen_records
 
+from keras_abra.losses import CosFace
 from tfrecords.mirror import lock_file
 
 SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
@@ -230,6 +231,12 @@ def test_every_contender_is_built_and_answers(method):
     assert (contender.cost or 1) == pytest.approx(1) or method.startswith("abra")
     trained = {id(v) for v in contender.model.trainable_variables}
     assert {id(v) for v in contender.network.trainable_variables} <= trained  # what is scored is what is trained
+
+
+def test_abra_takes_the_margin_of_cosface():
+    contender = build_contender(method_settings("abra_random:loss=cosface"), (24, 24, 6), 4, ["RPE"], 2)
+    loss = contender.model.loss_function
+    assert (type(loss), loss.margin, loss.scale) == (CosFace, 0.1, 12.0)
 
 
 def test_two_ladders_do_not_share_a_folder(tmp_path):
