@@ -32,8 +32,8 @@ def ada_bn(model, images, batch_size=32):
         batch_size: of arrays.
 
     Raises:
-        ValueError: if the model has no batch normalization or cannot be rebuilt, there are no images, their statistics
-            are not finite, or several devices or processes would divide them.
+        ValueError: if the model has no batch normalization or cannot be rebuilt, there are no images or one alone in
+            every mini-batch, their statistics are not finite, or several devices or processes would divide them.
     """
     replicas = backend.replicas() * backend.devices()
     if replicas > 1:
@@ -45,6 +45,8 @@ def ada_bn(model, images, batch_size=32):
         raise ValueError("No images were given. Expected those of one experiment.")
     measured = _Measured(model)
     *moments, counts = measured.predict(images, batch_size=batch_size if array else None, verbose=0)
+    if max(counts) < 2:  # of one image the embedding would be that of every other
+        raise ValueError("AdaBN needs mini-batches of 2 images or more. Received: one image in each.")
     if not all(np.isfinite(values).all() for values in moments):
         raise ValueError("The statistics of the images are not finite: images or weights have values that are not.")
     calls = {}  # of each: several moments where a layer is called again

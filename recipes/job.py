@@ -37,6 +37,12 @@ def is_built(records):
     return is_remote(records) or (records / "manifest.json").is_file()
 
 
+def hash_shards(records):
+    """What tells these records from all others."""
+    shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it
+    return hashlib.sha256(shards.encode()).hexdigest()
+
+
 def make_output(folder, name, resume=False):
     """The output folder, made: the given one, which must be new or empty, or `runs/NAME-0001` and so on. With `resume`
     the given one may also be that of a job that was stopped."""
@@ -75,13 +81,27 @@ def refusal_leaves_nothing(output):
         raise
 
 
-def finished(folder, resume):
-    """The metrics of a job that ended, if it is to be resumed; else None."""
+def finished(folder, resume, asked):
+    """The metrics of a job that ended, if it is to be resumed; else None.
+
+    Raises:
+        ValueError: if what was `asked`, by the names of `metrics.json`, is another job.
+    """
     if not resume or folder is None or not (folder / "metrics.json").is_file():
         return None
+    metrics = json.loads((folder / "metrics.json").read_text())
+    differing = [
+        f"{name} {metrics[name]!r}, now {value!r}"
+        for name, value in asked.items()
+        if name in metrics and metrics[name] != value
+    ]
+    if differing:
+        raise ValueError(
+            f"--output {folder} holds another job, which ended: {'; '.join(differing)}. Name a new folder."
+        )
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     print(f"{folder} holds a finished job: there is nothing to resume.")
-    return json.loads((folder / "metrics.json").read_text())
+    return metrics
 
 
 def check_on_nan(on_nan, method):
@@ -90,11 +110,11 @@ def check_on_nan(on_nan, method):
 
 
 def find_sites(records, split, kinds):
-    try:
+    """The sites of a split, or None where none were built. Raises what is wrong with those that were."""
+    if any(shard["split"] == split and shard["kind"] in kinds for shard in read_manifest(records)["shards"]):
         return list_sites(records, split, kinds)
-    except ValueError as error:
-        print(f"Not predicted: {error}")
-        return None
+    print(f"Not predicted: the records in {records} have no sites of the split {split} (of {' or '.join(kinds)})")
+    return None
 
 
 def fit(model, read_train, records, splits, options, settings, output, seed, same, distribution, on_nan="stop"):
@@ -129,8 +149,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         return f"Sites of that step: {', '.join(site_ids_of_step(records, 'train', epoch=epoch, step=step, **where))}"
 
     callbacks.insert(0, SkipNonFinite(explain=sites_of) if on_nan == "skip" else StopOnNonFiniteLoss())
-    shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it
-    same = {**same, **settings, "seed": seed, "on_nan": on_nan, "records": hashlib.sha256(shards.encode()).hexdigest()}
+    same = {**same, **settings, "seed": seed, "on_nan": on_nan, "records": hash_shards(records)}
     checkpoints = Path(distribution.first(lambda: output / CHECKPOINTS))  # of which all processes go on
     run = ResumableRun(checkpoints, every=EVERY, callbacks=callbacks, options=same)
     if position := run.position:

@@ -93,7 +93,18 @@ def main(argv=None):
     if lock is None:
         raise ValueError(f"{args.output} is in use by another ladder. Wait for its end, or name another folder.")
     with lock:
+        check_same_data(args.output, args.data)
         return climb(plan, settings, args, argv)
+
+
+def check_same_data(output, data):
+    """Refuses to go on with real images from another folder than before."""
+    file = output / "data.txt"
+    if data is None:
+        return
+    if file.is_file() and file.read_text() != f"{data.resolve()}\n":
+        raise ValueError(f"{output} has screens of the images in {file.read_text().strip()}: name another --output.")
+    file.write_text(f"{data.resolve()}\n")
 
 
 def climb(plan, settings, args, argv):
@@ -164,11 +175,13 @@ def make_plan(args):
     if args.screen in REAL:
         plan |= REAL[args.screen] | {"trials": 0}  # the validation plates of one screen are test plates of another
     if args.normalize:
-        own = [method for method in plan["methods"] if "normalize" in METHODS.get(split_rate(method)[0], {})]
-        if own and args.methods:
-            raise ValueError(f"--normalize is for all methods, and {', '.join(own)} have their own. Leave one out.")
-        plan["methods"] = [method for method in plan["methods"] if method not in own]
         plan["common"] = plan.get("common", {}) | {"normalize": args.normalize}
+    for name in {"normalize", "augment"} & {*plan.get("common", {})}:  # without it a method would be another one
+        own = [method for method in plan["methods"] if name in METHODS.get(split_rate(method)[0], {})]
+        if own and args.methods:
+            what = "--normalize" if name == "normalize" else f"The augmentation of --screen {args.screen}"
+            raise ValueError(f"{what} is for all methods, and {', '.join(own)} have their own. Leave one out.")
+        plan["methods"] = [method for method in plan["methods"] if method not in own]
     if args.rates:
         plan |= {"trials": 0, "methods": at_rates(plan["methods"], args.rates, **plan.get("common", {}))}
     if args.shift:

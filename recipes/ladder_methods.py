@@ -169,11 +169,16 @@ def method_settings(method, **changes):
 def trial_settings(method, trial, **changes):
     """Settings of one trial of the search: trial 0 has the method's own, later ones are drawn, each another.
 
-    The draw depends on the method's name and the number alone, so that a search can be widened later. `changes` are
-    settings that all methods of a ladder share.
+    The draw depends on the method's name and the number alone, so that a search can be widened later. What the name
+    says (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a ladder
+    share.
     """
     settings = method_settings(method, **changes)
+    base, rate = split_rate(method)
+    named = {name for name in ABLATION.get(base, {}) if ABLATION[base][name] != ADVERSARY.get(name)}
+    named |= {"learning_rate"} if rate else set()
     names = ["learning_rate", "weight_decay", *[name for name in OWN if name in settings][:2]]
+    names = [name for name in names if name not in named]
     grid = [dict(zip(names, values, strict=True)) for values in product(*(SPACES[name] for name in names))]
     grid = [values for values in grid if values != {name: settings[name] for name in names}]
     order = np.random.default_rng(zlib.crc32(method.encode())).permutation(len(grid))

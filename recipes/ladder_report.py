@@ -92,7 +92,8 @@ def adaptive_table(results):
         row = {"method": method}
         for split in ("test", *TEST_TIME):
             part = found[found["split"] == split]
-            row[split] = 100 * np.average(part["accuracy"], weights=part["sites"]) if len(part) else np.nan
+            whole = len(part) == sum(found["split"] == "test")  # a training that diverged has no other scores
+            row[split] = 100 * np.average(part["accuracy"], weights=part["sites"]) if whole else np.nan
         row |= _difference(cells, "adabn", method, "erm", "erm")
         rows.append(row | _interval(differences(cells, "adabn", method, method, "test"), "plain"))
     return pd.DataFrame(rows)
@@ -106,7 +107,7 @@ def differences(cells, split, method, baseline, its_split=None):
         part = cells[(cells["method"] == name) & (cells["split"] == where)]
         tables.append(part.set_index(["screen", "seed", "experiment"])["accuracy"])
     paired = (tables[0] - tables[1]).dropna()
-    if paired.empty or len(paired) != len(tables[0]):
+    if paired.empty or len(paired) != sum((cells["method"] == method) & (cells["split"] == "test")):
         return None
     return [part.unstack("experiment").to_numpy() for _, part in paired.groupby("screen")]
 

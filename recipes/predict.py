@@ -43,8 +43,11 @@ def main(argv=None):
     kinds = job["kinds"] or (("treatment",) if manifest["options"]["label"] == "sirna_id" else [*KINDS])
     model, names = load(args.model, tuple(manifest["image_shape"]), job)
     normalize = normalization(args.records, args.split, job["normalize"], kinds)
+    counts = list_sites(args.records, args.split, kinds)["experiment"].value_counts()
+    if args.ada_bn and counts.min() < 2:
+        raise ValueError(f"--ada-bn needs 2 sites or more of an experiment; {counts.idxmin()} has one. Leave it out.")
     tables, logits = [], []
-    for experiment in sorted(set(list_sites(args.records, args.split, kinds)["experiment"])):
+    for experiment in sorted(counts.index):
         tables.append(list_sites(args.records, args.split, kinds, experiment))
         data = read_records(
             args.records,
@@ -84,8 +87,8 @@ def parse(argv):
     parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
     parser.add_argument("--output", type=Path, required=True, help="new CSV file")
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1; received {args.batch_size}")
+    if args.batch_size < 1 + args.ada_bn:
+        parser.error(f"--batch-size must be at least {1 + args.ada_bn}; received {args.batch_size}")
     return args
 
 
@@ -136,5 +139,5 @@ def labels(column, names, own):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
         sys.exit(f"predict.py: error: {error}")

@@ -125,7 +125,7 @@ def read_fields(images):
     """`{(experiment, plate): (6, height, width) uint8}`: of each plate one field that has all its channels.
 
     Raises:
-        ValueError: naming the folder in which there is none.
+        ValueError: naming the folder in which there is none, or two experiments of one cell type.
     """
     fields = {}
     for first in sorted(Path(images).glob("*/*/Plate*/*_w1.png")):
@@ -133,6 +133,9 @@ def read_fields(images):
         files = [first.with_name(first.name.replace("_w1", f"_w{c}")) for c in range(1, CHANNELS + 1)]
         if (experiment, plate) not in fields and all(file.is_file() for file in files):
             fields[experiment, plate] = np.stack([np.asarray(Image.open(file)) for file in files])
+    types = [experiment.split("-")[0] for experiment in {experiment for experiment, _ in fields}]
+    if twice := next((name for name in types if types.count(name) > 1), None):
+        raise ValueError(f"{images}: expected one experiment of a cell type; found {types.count(twice)} of {twice}.")
     if not fields:
         raise ValueError(
             f"{images}: expected RxRx1's pictures SPLIT/EXPERIMENT/PlateN/WELL_sS_wC.png with channels 1 to {CHANNELS} "

@@ -101,7 +101,8 @@ REAL = ABRA | {
 def main(argv=None):
     args = parse(argv)
     distribution = distribute(args.distribution)
-    if metrics := distribution.first(lambda: finished(args.output, args.resume)):
+    asked = {"method": args.method, "seed": args.seed, "backend": keras.backend.backend()}
+    if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update(read_hparams(args.hparams, settings))
@@ -271,5 +272,5 @@ if __name__ == "__main__":
     keep_freed_memory()
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
         sys.exit(f"rxrx1.py: error: {error}")

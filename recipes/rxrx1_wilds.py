@@ -69,7 +69,8 @@ SMALL = EMBEDDED | {"normalize": "image", "learning_rate": 1e-2, "weight_decay":
 def main(argv=None):
     args = parse(argv)
     distribution = distribute(args.distribution)
-    if metrics := distribution.first(lambda: finished(args.output, args.resume)):
+    asked = {"method": args.method, "seed": args.seed, "backend": keras.backend.backend()}
+    if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     settings = dict(SMALL if is_embedded(args) else PUBLISHED)
     settings.update({name: value for name, value in vars(args).items() if name in settings and value is not None})
@@ -83,6 +84,8 @@ def main(argv=None):
     with refusal_leaves_nothing(output):
         records, table = distribution.first(lambda: prepare_records(args, output))
         records = folder_or_url(str(records))
+        if (label := read_manifest(records)["options"]["label"]) != "sirna_id":
+            raise ValueError(f"The records in {records} were built with --label {label}; RxRx1-WILDS's is sirna_id.")
         names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
         labelled = [split for split, sites in splits.items() if sites["label"].notna().all()]
@@ -196,5 +199,5 @@ if __name__ == "__main__":
     keep_freed_memory()
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
         sys.exit(f"rxrx1_wilds.py: error: {error}")

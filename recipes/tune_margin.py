@@ -15,6 +15,7 @@ records first, and give every process the same --records and --output.
 
 import argparse
 import functools
+import hashlib
 import json
 import math
 import os
@@ -29,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import keras_tuner
 from distribution import distribute
+from job import hash_shards
 from methods import PERTURB, build_model, check_backbone, make_optimizer
 from normalization import NORMALIZATIONS, normalization
 from rxrx1 import EMBEDDED, REAL, is_embedded, prepare_records
@@ -114,11 +116,14 @@ def main(argv=None):
         "validation_split": args.validation_split,
         "data": None if args.data is None else str(args.data.resolve()),
         "settings": settings,
+        "executions": args.executions,
         "backend": keras.backend.backend(),
     }
     if not role or role == "chief":
         claim_output(args.output, plan, args.resume)
     records = prepare_records(args, settings, args.output)
+    if not role or role == "chief":
+        check_same_records(args.output, records)
     fixed = {name: settings[name] for name in SPACES if name not in spaces and name != "stages"}
     if "stages" not in spaces:
         fixed["stages"] = "+".join(settings["stages"])
@@ -195,6 +200,14 @@ def claim_output(output, plan, resume):
     print(f"Going on with the search in {output}" + (f"; anew: trial {', '.join(again)}" if again else ""), flush=True)
 
 
+def check_same_records(output, records):
+    """Refuses to compare trials on some records with trials on others."""
+    file, found = output / "records.sha256", hash_shards(records) + "\n"
+    if file.is_file() and file.read_text() != found:
+        raise ValueError(f"--output {output} holds a search on other records than {records}. Name a new folder.")
+    file.write_text(found)
+
+
 def make_tuner(args, hypermodel, epochs):
     kind = type("Search", (DurableSearch, TUNERS[args.tuner]), {})
     limit = {"max_epochs": epochs, "factor": 3} if args.tuner == "hyperband" else {"max_trials": args.trials}
@@ -236,14 +249,15 @@ def report(args, tuner, hypermodel, records):
 
 
 def confirm(args, command, settings):
-    """Accuracy on the test experiments of the best and of the default setting, three seeds each, scored once."""
+    """Accuracy on the test experiments of the best and of the default setting, three seeds each that no trial had."""
     scores = {}
     default = args.output / "default.json"
     default.write_text(json.dumps({"settings": settings}, indent=2) + "\n")
     for name, hparams in (("best", args.output / "best.json"), ("default", default)):
         scores[name] = []
-        for seed in range(args.seed + 1, args.seed + 4):
-            output = args.output / "confirm" / f"{name}-{seed}"
+        setting = hashlib.sha256(json.dumps(json.loads(hparams.read_text())["settings"]).encode()).hexdigest()[:8]
+        for seed in range(args.seed + args.executions, args.seed + args.executions + 3):
+            output = args.output / "confirm" / f"{name}-{setting}-{seed}"
             if not (output / "metrics.json").is_file():
                 run = [sys.executable, str(Path(__file__).with_name("rxrx1.py")), *command[2:]]
                 run[run.index("--hparams") + 1] = str(hparams)
@@ -251,7 +265,9 @@ def confirm(args, command, settings):
                 if name == "default" and "--method" in run:
                     del run[run.index("--method") :]
                 print(f"Confirming: {name}, seed {seed}", flush=True)
-                subprocess.run([*run, "--output", str(output)], check=True, stdout=subprocess.DEVNULL)
+                run += ["--output", str(output), "--resume"]  # where a kill left it
+                if subprocess.run(run, stdout=subprocess.DEVNULL).returncode:
+                    raise ValueError(f"A training to confirm failed, see above: {shlex.join(run)}")
             splits = json.loads((output / "metrics.json").read_text())["splits"]
             scores[name].append({split: splits[split]["accuracy"] for split in splits})
         for split in scores[name][0]:
@@ -263,5 +279,5 @@ def confirm(args, command, settings):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
         sys.exit(f"tune_margin.py: error: {error}")

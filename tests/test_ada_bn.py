@@ -119,6 +119,10 @@ def test_what_cannot_be_measured_is_named():
     with pytest.raises(ValueError, match="`batch_size` must be an integer of 1 or more. Received: batch_size=0"):
         with ada_bn(network(), IMAGES, batch_size=0):
             pass
+    for batch in (IMAGES[:1], tf.data.Dataset.from_tensor_slices(IMAGES).batch(1)):
+        with pytest.raises(ValueError, match="mini-batches of 2 images or more"):
+            with ada_bn(network(), batch):
+                pass
     with pytest.raises(ValueError, match="a model that is not built"):
         with ada_bn(keras.Sequential([keras.layers.BatchNormalization()]), IMAGES):
             pass

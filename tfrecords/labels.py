@@ -34,6 +34,8 @@ def class_map(sites, label="sirna_id", trained=True):
             f"No site has a label in the column {label!r}{_OWN if label == 'sirna_id' else ''}. Expected at least one: "
             "fill the column, or take another."
         )
+    if label == "sirna_id":
+        known = known.assign(sirna=known["sirna"].where(known["sirna"].notna(), known["sirna_id"].astype(str)))
     pairs = known[[label, "well_type"]].assign(name=known["sirna"] if label == "sirna_id" else known[label])
     pairs = pairs.drop_duplicates()
     if label == "sirna_id":

@@ -8,6 +8,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest, seal
 from tfrecords.progress import progress_bar
@@ -102,7 +103,10 @@ def _is_whole(folder, row):
 def _fetch_all(transport, url, folder, rows):
     bar = progress_bar(sum(row["bytes"] for row in rows), f"fetch {folder.name}", "B", unit_scale=True)
     with bar, ThreadPoolExecutor(_DOWNLOADS) as pool:
-        futures = [pool.submit(_fetch, transport, f"{url}/{row['name']}", folder / row["name"], row) for row in rows]
+        quoted = quote if url.startswith(("http://", "https://")) else str  # a name may hold a percent sign
+        futures = [
+            pool.submit(_fetch, transport, f"{url}/{quoted(row['name'])}", folder / row["name"], row) for row in rows
+        ]
         try:
             for future, row in zip(futures, rows, strict=True):
                 future.result()

@@ -95,6 +95,10 @@ def read_screen(source, screen=None):
     for name in _REQUIRED:
         if name not in screen["columns"]:
             raise ValueError(f"{place} does not say which column is the {name}. Add `{name} = ...` to its columns.")
+    if "well_types" in screen and "well_type" not in screen["columns"]:
+        raise ValueError(
+            f"{place} has 'well_types', and no column to read them in. Add `well_type = ...` to its columns."
+        )
     _check_channels(place, screen)
     for one, other in _EITHER:
         if one in screen and other in screen["columns"]:
@@ -170,7 +174,7 @@ def _pair(text):
 
 def _load(path):
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist. {_EXAMPLE}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

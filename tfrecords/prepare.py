@@ -223,7 +223,8 @@ def _choose(source, layout, screen, splits):
 
 def _check_channels(channels, there, names):
     numbers = {name: number for number, name in (names or {}).items()}
-    channels = there if channels is None else [numbers.get(str(channel), channel) for channel in channels]
+    # A text is a name, or a number where there is no such name; a number is a place, as manifests have it.
+    channels = there if channels is None else [c if isinstance(c, int) else numbers.get(c, c) for c in channels]
     channels = tuple(int(channel) if str(channel).isdecimal() else channel for channel in channels)
     if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(there):
         raise ValueError(

@@ -268,3 +268,28 @@ def test_an_unknown_method_is_named_and_no_folder_made(tmp_path):
 
 def test_the_backend_is_part_of_a_cell():
     assert cell("erm")["backend"] == keras.backend.backend()
+
+
+def test_what_a_name_says_is_not_searched():
+    for name, key, value in (
+        ("cosface:learning_rate=0.004", "learning_rate", 0.004),
+        ("abra:margin=0.0", "margin", 0.0),
+        ("abra_random:radius=3.0", "radius", 3.0),
+    ):
+        trials = [trial_settings(name, i) for i in range(8)]
+        assert {settings[key] for settings in trials} == {value}
+        assert len({json.dumps(settings) for settings in trials}) == 8
+
+
+def test_on_digits_no_method_goes_by_the_name_of_another(tmp_path):
+    arguments = ["--screen", "mnist-usps", "--data", "digits", "--preset", "full"]
+    assert "gain_and_bias" not in ladder.make_plan(ladder.parse(arguments))["methods"]
+    with pytest.raises(ValueError, match="augmentation of --screen mnist-usps .* gain_and_bias have their own"):
+        ladder.make_plan(ladder.parse([*arguments, "--methods", "erm", "gain_and_bias"]))
+
+
+def test_other_real_images_are_refused(tmp_path):
+    for _ in range(2):
+        ladder.check_same_data(tmp_path, tmp_path / "a")
+    with pytest.raises(ValueError, match="has screens of the images in .*/a: name another --output"):
+        ladder.check_same_data(tmp_path, tmp_path / "b")

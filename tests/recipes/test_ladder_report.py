@@ -78,3 +78,11 @@ def test_page_and_picture(tmp_path):
     pytest.importorskip("matplotlib")
     plot(table, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").stat().st_size > 5000
+
+
+def test_a_training_that_diverged_is_not_left_out_of_what_adapts():
+    results = [(own, dict(found)) for own, found in RESULTS]
+    del results[-1][1]["test_time"]
+    table = adaptive_table(results).set_index("method")
+    assert table.loc["abra:radius=1.0", ["adabn", "tvn", "vs_erm", "vs_plain"]].isna().all()
+    assert table.loc["erm", "adabn"] == pytest.approx(45)

@@ -98,6 +98,14 @@ def test_what_does_not_fit_is_named(records, tmp_path):
         (tmp_path / "moved" / "metrics.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "moved" / "model.keras", records, "--output", new)
+    one = tmp_path / "one"
+    shutil.copytree(records.parent / "screen", one)
+    table = pd.read_csv(one / "metadata.csv")
+    test = (table["dataset"] == "test") & (table["well_type"] == "treatment")
+    table[test & ~table["experiment"].duplicated()].to_csv(one / "metadata.csv", index=False)
+    build_records(one, tmp_path / "one_site")
+    with pytest.raises(ValueError, match="--ada-bn needs 2 sites or more of an experiment; .* has one"):
+        run(model, tmp_path / "one_site", "--normalize", "image", "--ada-bn", "--output", new)
     damaged = bytearray(model.read_bytes())
     damaged[len(damaged) // 2] ^= 255
     model.write_bytes(damaged)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rxrx1
+from job import find_sites
 
 from keras_abra import ResumableRun
 from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records, write_screen
@@ -261,5 +262,21 @@ def test_a_job_that_ended_has_nothing_to_resume(tmp_path, capsys):
     (tmp_path / "metrics.json").write_text('{"method": "abra"}')
     assert rxrx1.main(["--output", str(tmp_path), "--resume"]) == {"method": "abra"}
     assert "there is nothing to resume" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds another job, which ended: method 'abra', now 'erm'"):
+        rxrx1.main(["--output", str(tmp_path), "--resume", "--method", "erm"])
     with pytest.raises(ValueError, match="--resume needs --output"):
         rxrx1.main(["--resume"])
+
+
+@pytest.mark.any_backend
+def test_a_split_whose_files_are_gone_is_no_split_that_was_never_built(screen, tmp_path, capsys):
+    build_records(screen, tmp_path / "records")
+    next((tmp_path / "records" / "val").iterdir()).unlink()
+    with pytest.raises(ValueError, match="is missing. Run `python -m tfrecords.verify"):
+        find_sites(tmp_path / "records", "val", ("treatment", "control"))
+    table = pd.read_csv(screen / "metadata.csv")
+    shutil.copytree(screen, tmp_path / "screen")
+    table[table["dataset"] != "val"].to_csv(tmp_path / "screen" / "metadata.csv", index=False)
+    build_records(tmp_path / "screen", tmp_path / "without")
+    assert find_sites(tmp_path / "without", "val", ("treatment",)) is None
+    assert "no sites of the split val (of treatment)" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import pandas as pd
@@ -133,3 +134,40 @@ def test_a_killed_search_goes_on(records, tmp_path, monkeypatch):
     tune("--records", records, *OPTIONS, "--resume")
     assert json.loads(Path("out/trials/trial_0/trial.json").read_text()) == first
     assert len(pd.read_csv("out/trials.csv")) == 3
+
+
+@pytest.mark.any_backend
+def test_trials_on_other_records_are_not_compared(search, records, tmp_path, monkeypatch):
+    monkeypatch.chdir(search[0])
+    build_records(records.parent / "screen", tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="holds a search on other records than"):
+        tune("--records", tmp_path / "other", *OPTIONS, "--resume")
+
+
+@pytest.mark.any_backend
+def test_a_setting_is_confirmed_by_seeds_of_its_own_and_only_once(tmp_path, monkeypatch):
+    started = []
+
+    def run(command, **_):
+        output = Path(command[command.index("--output") + 1])
+        started.append((command[command.index("--hparams") + 1], int(command[command.index("--seed") + 1])))
+        output.mkdir(parents=True, exist_ok=True)
+        if "--resume" in command:
+            (output / "metrics.json").write_text('{"splits": {"test": {"accuracy": 0.5}}}')
+        return SimpleNamespace(returncode=0)
+
+    def confirm(margin):
+        (tmp_path / "best.json").write_text(json.dumps({"settings": {"margin": margin}}))
+        command = ["python", "recipes/rxrx1.py", "--hparams", str(tmp_path / "best.json"), "--seed", "3"]
+        args = SimpleNamespace(output=tmp_path, seed=3, executions=2)
+        tune_margin.confirm(args, command, {"margin": 0.2})
+        return [(Path(hparams).stem, seed) for hparams, seed in started]
+
+    monkeypatch.setattr(subprocess, "run", run)
+    once = confirm(0.1)
+    assert once == [(name, seed) for name in ("best", "default") for seed in (5, 6, 7)]  # trials had 3 and 4
+    assert confirm(0.1) == once
+    assert confirm(0.3)[6:] == [("best", seed) for seed in (5, 6, 7)]  # another best: none of the old scores
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: SimpleNamespace(returncode=1))
+    with pytest.raises(ValueError, match="A training to confirm failed"):
+        confirm(0.4)

@@ -43,3 +43,9 @@ def test_an_unknown_column_and_no_labels_at_all_are_refused(release_tree):
     with pytest.raises(ValueError, match="No site has a label in the column 'sirna_id'"):
         class_map(sites)
     assert class_map(sites, trained=False) == []  # to be predicted, it needs none
+
+
+def test_an_id_without_a_name_is_its_own_name(release_tree):
+    sites = read_sites(release_tree)
+    sites["sirna"] = None
+    assert [row["name"] for row in class_map(sites)] == ["0", "1", "2", "3"]

@@ -1,7 +1,10 @@
 """A screen of one's own: from its description and its table to records."""
 
+import functools
+import http.server
 import json
 import os
+import threading
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -456,3 +459,38 @@ def test_the_example_of_the_messages_is_a_description(tmp_path):
     example = str(caught.value).split("Such a file is\n\n")[1]
     (tmp_path / "screen.toml").write_text(example, encoding="utf-8")
     assert read_screen(tmp_path)["channels"] == ["1", "2"]
+
+
+def test_channels_that_are_called_by_other_numbers_are_repaired(own, tmp_path):
+    for path in own.glob("*/*_ch*.tif"):
+        path.rename(path.with_name(path.name.replace("chDNA", "ch2").replace("chER", "ch1")))
+    dest = tmp_path / "records"
+    build_records(own, dest, screen=SCREEN | {"channels": ["2", "1"]})
+    shard = dest / read_manifest(dest)["shards"][0]["name"]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    repair_records(dest)
+    assert shard.read_bytes() == whole
+
+
+def test_a_byte_order_mark_is_read_over(own):
+    (own / "screen.toml").write_text(TOML, encoding="utf-8-sig")
+    assert read_screen(own)["channels"] == ["DNA", "ER"]
+
+
+def test_shards_whose_names_hold_a_percent_sign_come_from_a_web_server(own, tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp", reason="needs the extra remote")
+    pytest.importorskip("fsspec", reason="needs the extra remote")
+    monkeypatch.setenv("TFRECORDS_CACHE", str(tmp_path / "cache"))
+    build_records(own, tmp_path / "records", screen=SCREEN)
+    assert any("%20" in shard["name"] for shard in read_manifest(tmp_path / "records")["shards"])
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/records"
+        here, there = (
+            read_records(place, "train", batch_size=9, metadata=True) for place in (tmp_path / "records", url)
+        )
+        for (image, *_), (copy, *_) in zip(here, there, strict=True):
+            np.testing.assert_array_equal(image, copy)
+        server.shutdown()

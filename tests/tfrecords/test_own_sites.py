@@ -73,6 +73,8 @@ def test_controls_are_named_by_value_or_by_a_column(read):
         ValueError, match="The control 'dmso' is in no row of wells.csv. .* the column 'L', such as 'DMSO'"
     ):
         read(rows, controls={"negative": ["dmso"]})
+    with pytest.raises(ValueError, match="has 'well_types', and no column to read them in"):
+        read(rows, well_types=kinds)
     with pytest.raises(ValueError, match="row 4, column 'L': expected one of x, DMSO; found 'taxol'"):
         read(rows, columns=columns, well_types={"treatment": ["x", "DMSO"]}, images="{well}")
 
