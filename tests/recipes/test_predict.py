@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_named(records, tmp_path):
     shutil.copytree(records.parent / "screen", one)
     table = pd.read_csv(one / "metadata.csv")
     test = (table["dataset"] == "test") & (table["well_type"] == "treatment")
-    table[test & ~table["experiment"].duplicated()].to_csv(one / "metadata.csv", index=False)
+    table[test].drop_duplicates("experiment").to_csv(one / "metadata.csv", index=False)
     build_records(one, tmp_path / "one_site")
     with pytest.raises(ValueError, match="--ada-bn needs 2 sites or more of an experiment; .* has one"):
         run(model, tmp_path / "one_site", "--normalize", "image", "--ada-bn", "--output", new)
