@@ -15,6 +15,7 @@ from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
 from keras_abra.fit_arguments import symbolic_batch
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import list_sites, read_manifest, read_records, site_ids_of_step
+from tfrecords.listing import KINDS
 from tfrecords.remote import is_remote
 
 CHECKPOINTS = "checkpoints"  # in the output folder, while the job runs
@@ -35,6 +36,11 @@ def at_least_0(text):
 def is_built(records):
     """Whether finished records are there: to be read, not built."""
     return is_remote(records) or (records / "manifest.json").is_file()
+
+
+def kinds_to_name(records):
+    """The kinds of wells whose class is named: treatments, or all where the label is another than the siRNA."""
+    return ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else KINDS
 
 
 def hash_shards(records):
@@ -74,7 +80,7 @@ def refusal_leaves_nothing(output):
     """An output folder in which nothing was written when an error came is removed: it would be taken for one in use."""
     try:
         yield
-    except ValueError:
+    except Exception:
         with contextlib.suppress(OSError):  # not empty, or another process was first
             (output / CHECKPOINTS).rmdir()
             output.rmdir()

@@ -36,6 +36,7 @@ from worker_processes import processes
 
 from tfrecords.mirror import lock_file
 from tfrecords.screen_appearance import SHIFTS
+from tfrecords.whole import write_whole
 
 # Screens by what they are for; none serves two ends. Seed i of a preset has the i-th screen from its first one on.
 DEVELOPMENT = 1000
@@ -99,12 +100,11 @@ def main(argv=None):
 
 def check_same_data(output, data):
     """Refuses to go on with real images from another folder than before."""
-    file = output / "data.txt"
-    if data is None:
-        return
-    if file.is_file() and file.read_text() != f"{data.resolve()}\n":
-        raise ValueError(f"{output} has screens of the images in {file.read_text().strip()}: name another --output.")
-    file.write_text(f"{data.resolve()}\n")
+    file, found = output / "data.json", data and str(data.resolve())
+    if found and not file.is_file():
+        write_json(file, found)
+    elif found and (before := json.loads(file.read_text())) != found:
+        raise ValueError(f"{output} has screens of the images in {before}: name another --output.")
 
 
 def climb(plan, settings, args, argv):
@@ -216,7 +216,7 @@ def tune(plan, args):
         found = [json.loads(cell_file(args.output, cell).read_text())["result"] for cell in cells]
         scores = [-1.0 if r["diverged"] else r["splits"]["val"]["accuracy"] for r in found]
         best[method] = cells[scores.index(max(scores))]["settings"]
-    write_whole(args.output / "tuned.json", {"trials": plan["trials"], "screen": screen, "settings": best})
+    write_json(args.output / "tuned.json", {"trials": plan["trials"], "screen": screen, "settings": best})
     return best
 
 
@@ -267,15 +267,13 @@ def finish_cell(task):
     result = run_cell(cell, output / "screens") | {"commit": commit}
     file = cell_file(output, cell)
     file.parent.mkdir(exist_ok=True)
-    write_whole(file, {"cell": cell, "result": result})
+    write_json(file, {"cell": cell, "result": result})
     accuracies = ", ".join(f"{split} {100 * found['accuracy']:.1f}" for split, found in result["splits"].items())
     return f"{file.stem}: {accuracies} % after {result['epochs']} epochs"
 
 
-def write_whole(file, content):
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(file)
+def write_json(file, content):
+    write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

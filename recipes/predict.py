@@ -23,13 +23,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pandas as pd
-from job import folder_or_url
+from job import folder_or_url, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score
 
 from keras_abra import ada_bn
 from tfrecords import class_names, list_sites, read_manifest, read_records
-from tfrecords.listing import KINDS
 
 
 def main(argv=None):
@@ -40,7 +39,7 @@ def main(argv=None):
         raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}.")
     job = read_job(args.model, args.normalize)
     manifest = read_manifest(args.records)
-    kinds = job["kinds"] or (("treatment",) if manifest["options"]["label"] == "sirna_id" else [*KINDS])
+    kinds = job["kinds"] or kinds_to_name(args.records)
     model, names = load(args.model, tuple(manifest["image_shape"]), job)
     normalize = normalization(args.records, args.split, job["normalize"], kinds)
     counts = list_sites(args.records, args.split, kinds)["experiment"].value_counts()

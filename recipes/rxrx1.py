@@ -38,6 +38,7 @@ from job import (
     fit,
     folder_or_url,
     is_built,
+    kinds_to_name,
     make_output,
     predict,
     refusal_leaves_nothing,
@@ -119,7 +120,7 @@ def main(argv=None):
 
     with refusal_leaves_nothing(output):
         records = folder_or_url(str(distribution.first(lambda: prepare_records(args, settings, output))))
-        kinds = ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else ("treatment", "control")
+        kinds = kinds_to_name(records)
         names = class_names(records, kinds)
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, kinds)) is not None}
         labelled = [s for s, sites in splits.items() if sites["label"].notna().all()]

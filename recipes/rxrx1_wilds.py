@@ -48,9 +48,9 @@ from scores import predictions_table, print_scores, score
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
+from tfrecords.listing import KINDS
 from tfrecords.sources import find_layout
 
-KINDS = ("treatment", "control")
 CHANNELS, CROP = (1, 2, 3), 256
 # p-lambda/wilds, examples/configs/datasets.py: ResNet-50 with ImageNet's weights, batch 72, Adam 1e-3, weight decay
 # 1e-5 (coupled), 5,415 steps of warm-up, cosine, 90 epochs. For the other methods also those of rxrx1.py.

@@ -30,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import keras_tuner
 from distribution import distribute
-from job import hash_shards
+from job import hash_shards, kinds_to_name
 from methods import PERTURB, build_model, check_backbone, make_optimizer
 from normalization import NORMALIZATIONS, normalization
 from rxrx1 import EMBEDDED, REAL, is_embedded, prepare_records
@@ -39,6 +39,7 @@ from tuning_report import show_trials, trials_table
 from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project
 from keras_abra.tuning.hyper_model import SPACES
 from tfrecords import class_names, list_sites, read_manifest, read_records
+from tfrecords.whole import write_whole
 
 TUNERS = {
     "random": keras_tuner.RandomSearch,
@@ -63,7 +64,7 @@ class ScreenHyperModel(ABRAHyperModel):
     def __init__(self, records, settings, validation, **kwargs):
         self.records, self.settings_of_job, self.validation = records, settings, validation
         manifest = read_manifest(records)
-        self.kinds = ("treatment",) if manifest["options"]["label"] == "sirna_id" else ("treatment", "control")
+        self.kinds = kinds_to_name(records)
         self.shape, self.names = tuple(manifest["image_shape"]), class_names(records, self.kinds)
         self.normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], self.kinds))
         stages = settings["stages"]
@@ -203,9 +204,10 @@ def claim_output(output, plan, resume):
 def check_same_records(output, records):
     """Refuses to compare trials on some records with trials on others."""
     file, found = output / "records.sha256", hash_shards(records) + "\n"
-    if file.is_file() and file.read_text() != found:
+    if not file.is_file():
+        write_whole(file, found.encode())
+    elif file.read_text() != found:
         raise ValueError(f"--output {output} holds a search on other records than {records}. Name a new folder.")
-    file.write_text(found)
 
 
 def make_tuner(args, hypermodel, epochs):

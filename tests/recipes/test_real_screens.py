@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -138,6 +139,10 @@ def test_options_of_drawn_screens_are_refused(arguments, message, capsys):
 def test_bad_input_is_named(fields, digits, tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}: expected RxRx1's pictures.* found none"):
         write_painted(tmp_path / "a", tmp_path)
+    shutil.copytree(fields, tmp_path / "two")
+    shutil.copytree(fields / "train" / EXPERIMENTS[0], tmp_path / "two" / "train" / f"{EXPERIMENTS[0][:-1]}9")
+    with pytest.raises(ValueError, match="expected one experiment of a cell type; found 2 of"):
+        write_painted(tmp_path / "a", tmp_path / "two")
     with pytest.raises(ValueError, match="treatments must be 2 to 48; received 49"):
         write_painted(tmp_path / "a", fields, treatments=49)
     with pytest.raises(ValueError, match="308 wells; 48 treatments would need 776"):

@@ -116,6 +116,14 @@ def test_sites_that_lack_files_are_counted(wilds, tmp_path):
     assert [count_lacking(tmp_path / "records", split) for split in ("val", "test")] == [0, 3]
 
 
+@pytest.mark.any_backend
+def test_records_of_another_label_are_refused_before_training(wilds, tmp_path):
+    build_records(wilds, tmp_path / "records", label="cell_type")
+    with pytest.raises(ValueError, match="built with --label cell_type; RxRx1-WILDS's is sirna_id"):
+        run("--records", tmp_path / "records", "--output", tmp_path / "out", *OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_metadata_csv_there_is_no_order_and_no_file(release, tmp_path, capsys):
     build_records(release, tmp_path / "records", channels=(1, 2, 3))
     arguments = rxrx1_wilds.parse(["--records", str(tmp_path / "records")])
