@@ -43,6 +43,7 @@ DEVELOPMENT = 1000
 # At least 47 epochs, as many as the embedded screen's ERM was accepted with.
 RULE = {"warmup": 2, "patience": 8, "smooth": 5, "least": 30, "most": 80, "decay": 0.5}
 SCREEN = {"batch_effect": 1.0, "image_size": 48, "treatments": 44, "train": 14, "val": 4, "test": 12}
+COUNTS = {"train_experiments": "train", "treatments": "treatments"}  # arguments that change numbers of SCREEN
 # Screens of real images. On painted fields ArcFace collapses at the rate of the drawn screens: a lower one for all
 # methods, with which ArcFace learns (seed 1000, validation plates). Mirrored and turned digits are others.
 REAL = {
@@ -139,18 +140,21 @@ def parse(argv):
     parser.add_argument("--batch-effect", type=float, help="strength of everything in which experiments differ (1)")
     parser.add_argument("--shift", choices=SHIFTS, help="the one thing in which experiments differ (default: all)")
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")
+    parser.add_argument("--treatments", type=int, help="siRNAs to tell apart, a multiple of 4 (44)")
     parser.add_argument("--screen", choices=("synthetic", *REAL), default="synthetic", help="what the images are")
     parser.add_argument("--data", type=Path, help="folder of the real images, of RxRx1's or of the digits")
     parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET...)")
     parser.add_argument("--workers", type=int, help="processes, of one core each (default: one a core)")
     args = parser.parse_args(argv)
-    for name, least in (("seeds", 1), ("trials", 0), ("train_experiments", 1), ("workers", 1)):
+    for name, least in (("seeds", 1), ("trials", 0), ("train_experiments", 1), ("treatments", 4), ("workers", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}; received {getattr(args, name)}")
+    if args.treatments and args.treatments % 4:
+        parser.error(f"--treatments must be a multiple of 4; received {args.treatments}")
     if args.rates and (args.trials or len({*args.rates}) < len(args.rates) or min(args.rates) <= 0):
         parser.error(f"--rates takes positive rates, each once, and no --trials; received {args.rates}, {args.trials}")
     real = args.screen != "synthetic"
-    changed = [name for name in ("batch_effect", "shift", "train_experiments") if getattr(args, name) is not None]
+    changed = [name for name in ("batch_effect", "shift", *COUNTS) if getattr(args, name) is not None]
     if real and (changed or args.trials):
         parser.error(f"--screen {args.screen} takes no --{(changed or ['trials'])[0].replace('_', '-')}")
     if real != (args.data is not None):
@@ -169,9 +173,9 @@ def make_plan(args):
         if getattr(args, name) is not None:
             plan[name] = getattr(args, name)
     plan["screen"] = dict(plan["screen"])
-    for name, value in (("batch_effect", args.batch_effect), ("train", args.train_experiments)):
-        if value is not None:
-            plan["screen"][name] = value
+    for argument, name in {"batch_effect": "batch_effect", **COUNTS}.items():
+        if getattr(args, argument) is not None:
+            plan["screen"][name] = getattr(args, argument)
     if args.screen in REAL:
         plan |= REAL[args.screen] | {"trials": 0}  # the validation plates of one screen are test plates of another
     if args.normalize:

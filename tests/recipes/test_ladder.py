@@ -180,6 +180,18 @@ def test_a_screen_may_have_one_shift_alone(tmp_path):
     assert records == screen_records(tmp_path, screen | {"seed": 0}) and "batch_effect-focus-2.0" in str(records)
 
 
+def test_a_screen_may_have_other_numbers(tmp_path, capsys):
+    plain, changed = (
+        ladder.make_plan(ladder.parse(["--output", str(tmp_path), *more]))["screen"]
+        for more in ([], ["--train-experiments", "6", "--treatments", "12"])
+    )
+    assert changed == plain | {"train": 6, "treatments": 12} and plain == SCREEN
+    for refused in (["--treatments", "10"], ["--treatments", "0"], ["--screen", "painted", "--treatments", "8"]):
+        with pytest.raises(SystemExit):
+            ladder.parse(refused)
+        assert "--treatments" in capsys.readouterr().err
+
+
 def test_all_methods_may_share_a_normalization(tmp_path, monkeypatch):
     seen = []
 
