@@ -16,12 +16,14 @@ def predictions_table(sites, split, logits, names):
         names: name of each class.
 
     Returns:
-        pandas.DataFrame with `site_id`, `split`, `experiment`, `cell_type`, `plate`, `well`, `site`, `sirna`,
-        `predicted_1` .. `predicted_5` and their `probability_1` .. `probability_5`.
+        pandas.DataFrame with `site_id`, `split`, `experiment`, `cell_type`, `plate`, `well`, `site` (plate and site as
+        the table of a screen of one's own has them), `sirna`, `predicted_1` .. `predicted_5` and their `probability_1`
+        .. `probability_5`.
     """
     probabilities = _softmax(logits)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
-    table = sites[["site_id", "experiment", "cell_type", "plate", "well", "site", "sirna"]].copy()
+    table = sites[["site_id", "experiment", "cell_type", "plate_name", "well", "site_name", "sirna"]]
+    table = table.rename(columns={"plate_name": "plate", "site_name": "site"})
     table.insert(1, "split", split)
     names = np.asarray(names)
     for rank in range(order.shape[1]):

@@ -15,7 +15,7 @@ from tfrecords.labels import LABELS
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, SCHEMA, hash_bytes, package_versions, read_manifest
 from tfrecords.measure import find_ranges
 from tfrecords.own_screen import add_screen, take_screen
-from tfrecords.parallel import add_workers, run_tasks
+from tfrecords.parallel import add_workers, refuse_in_new_process, run_tasks
 from tfrecords.prepare import ENCODINGS, prepare_build
 from tfrecords.remote import is_remote
 from tfrecords.sources import COLUMNS, LAYOUTS
@@ -71,7 +71,8 @@ def build_records(
             `screen.toml` in the source, if it is there.
         strict: make a missing channel file an error.
         workers: number of processes, a `concurrent.futures.Executor`, or the address of a Dask scheduler, to write
-            with. By default one process for each core, and this one alone for a small screen.
+            with. By default one process for each core, and this one alone for a small screen. Processes import the
+            script that calls this: what it does must stand below `if __name__ == "__main__":`.
 
     Returns:
         The manifest, see `read_manifest`.
@@ -79,6 +80,7 @@ def build_records(
     Raises:
         ValueError: if a table, an image or the output folder is not as it must be, naming the culprit.
     """
+    refuse_in_new_process()
     for name, folder in (("source", source), ("output", dest)):
         if is_remote(folder):
             raise ValueError(

@@ -11,7 +11,7 @@ from tfrecords.frames import read_frames
 from tfrecords.listing import KINDS, read_index
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest
 from tfrecords.mirror import local_folder
-from tfrecords.parallel import run_tasks
+from tfrecords.parallel import refuse_in_new_process, run_tasks
 from tfrecords.splits import SPLITS
 
 
@@ -40,6 +40,7 @@ def verify_records(dest, workers=None):
     Raises:
         ValueError: if the folder is not whole, so that there is nothing to compare with.
     """
+    refuse_in_new_process()
     leave_gpu_to_backend()
     dest = local_folder(dest, SPLITS, KINDS)
     manifest = read_manifest(dest)

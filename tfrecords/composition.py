@@ -15,13 +15,21 @@ class Plan(NamedTuple):
 
     `rows(seed, epoch)` gives int64 `(steps, batch)`: row numbers of the table of sites, where `~row` stands for a site
     that is shown and not scored (padding, or context). `scored` is how many are scored in an epoch, `padded` how many
-    places are padding.
+    places are padding. `starts` are those of the shares of workers, and the end, where each reads a share of the sites
+    alone.
     """
 
     steps: int
     rows: Callable
     scored: int
     padded: int = 0
+    starts: tuple | None = None
+
+    def share(self, number, workers, sites):
+        """The rows, as a slice of `sites` many, that worker `number` of so many may be asked for."""
+        if self.starts is None or len(self.starts) != workers + 1:
+            return slice(0, sites)
+        return slice(self.starts[number], self.starts[number + 1])
 
 
 def random_batches():

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
 from tfrecords.image_batches import image_batches
-from tfrecords.listing import KINDS, read_index
+from tfrecords.listing import fetch_shards, read_index
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.record_images import record_images
@@ -33,7 +33,7 @@ def write_contact_sheet(dest, file, columns=6, edge=160):
     The sites are of as many experiments as there is room for, one of the middle each. Damaged records stop it.
 
     Args:
-        dest: folder of records, or URL of one; its shards of the splits shown are fetched first.
+        dest: folder of records, or URL of one; the shards of the sites shown are fetched first.
         file: picture to write, outside `dest`, where it would be a stray file.
         columns: sites in a row.
         edge: largest height and width of a site in pixels; larger images are made smaller by averaging areas.
@@ -46,8 +46,7 @@ def write_contact_sheet(dest, file, columns=6, edge=160):
         raise ValueError(f"The picture {str(file)!r} would lie in the folder of records. Name a file elsewhere.")
     manifest = read_manifest(folder)
     sites = _choose(read_index(folder, manifest), columns)
-    folder = local_folder(dest, tuple(set(sites["split"])), KINDS)
-    source = record_images(folder, sites, manifest)
+    source = record_images(fetch_shards(dest, manifest, {*sites["shard"]}), sites, manifest)
     _, images = next(image_batches(source, tf.range(len(sites), dtype=tf.int64), len(sites)).as_numpy_iterator())
     pictures = [_shrink(to_rgb(image), edge) for image in images]
     names = [site_id.encode("ascii", "replace").decode() for site_id in sites["site_id"]]

@@ -42,6 +42,8 @@ def decode_file(path):
     except UnidentifiedImageError:
         kind = "TIFF" if is_tiff else "PNG"
         raise ValueError(f"{path}: no {kind} can be found in the file. Download or copy the file again.") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error} Expected a field of one site: cut stitched wells into sites.") from None
     except (OSError, SyntaxError, TypeError, EOFError, zlib.error, struct.error) as error:
         kind = "TIFF" if is_tiff else "PNG"
         raise ValueError(f"{path}: the {kind} cannot be decoded ({error}). Download or copy the file again.") from None

@@ -14,11 +14,13 @@ CHANNEL = "{channel}"
 
 
 class Size(NamedTuple):
-    """Size of the files of a build, in pixels, and the file that it was taken from, below the source."""
+    """Size of the files of a build, in pixels, and the file that it was taken from, below the source; `planes` is how
+    many channels a TIFF of several has, None for any number."""
 
     height: int
     width: int
     file: str = "the first site"
+    planes: int | None = None
 
 
 def channel_files(path, channels):
@@ -65,9 +67,16 @@ def _pick(path, planes, size, plane):
             f"{path}: expected a grey image, one channel a file; found {count} channels (RGB, or pages). Convert "
             "the file, or take the folder that holds single channels."
         )
+    size = size and Size(*size)
+    of_pages = plane is not None and not str(path).lower().endswith(".png")  # a PNG of 2 channels has 3 all the same
+    if of_pages and size is not None and size.planes not in (None, count):
+        raise ValueError(
+            f"{path}: expected {size.planes} channels, as the screen's description names; found {count} (pages, or "
+            "RGB). Name each in `channels`, those of other depths or times too, and choose some with --channels; or "
+            "correct the file."
+        )
     if plane is not None and plane >= count:
         raise ValueError(f"{path}: expected a file with channel {plane + 1}; found {count}. Name other channels.")
-    size = size and Size(*size)
     if size is not None and (height, width) != size[:2]:
         raise ValueError(
             f"{path}: expected {size.height} x {size.width} pixels (height x width) as in {size.file}; found "

@@ -40,6 +40,15 @@ def check_splits(sites, mixed=False):
         )
 
 
+def share_wells(sites):
+    """Whether wells of different plates have names in common, so that layouts can be compared.
+
+    Args:
+        sites: table with `experiment`, `plate` and `well`.
+    """
+    return sites.drop_duplicates(["experiment", "plate", "well"])["well"].duplicated().any()
+
+
 def find_repeats(sites):
     """Finds plates of one layout in different splits: a model that learns what a well's place looks like knows there
     what was put into it.
@@ -58,6 +67,8 @@ def find_repeats(sites):
         and that were compared. Sorted.
     """
     sites = sites[sites["split"] != ""]
+    if not share_wells(sites):
+        sites = sites[:0]
     side = sites["split"].map(_SIDES)
     # In mixed-to-test a plate is on two sides; the site that was trained on decides.
     plates = side.groupby([sites["experiment"], sites["plate"]]).min()

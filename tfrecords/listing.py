@@ -15,7 +15,7 @@ _TYPES = dict.fromkeys("site_id well_id cell_type dataset experiment well well_t
 _TYPES |= {"sirna_id": "Int64", "label": "Int64"}
 
 
-def list_sites(dest, split, kinds=("treatment",), experiments=None):
+def list_sites(dest, split, kinds=("treatment",), experiments=None, check=True):
     """Lists the sites of a split in the order in which `read_records` gives them when it is not training.
 
     Args:
@@ -23,10 +23,12 @@ def list_sites(dest, split, kinds=("treatment",), experiments=None):
         split: train, id_test, val or test.
         kinds: which wells: `("treatment",)`, `("control",)` or both.
         experiments: names of some of the split's experiments. Default: all.
+        check: whether the shards must be there (default), in a folder of this machine.
 
     Returns:
         pandas.DataFrame: RxRx1's 11 columns, `split`, `label` (Int64, missing where unknown), and where the record
-        is: `shard`, `record`, its number in there, and `offset`, the byte at which it begins.
+        is: `shard`, `record`, its number in there, and `offset`, the byte at which it begins; and `plate_name` and
+        `site_name` as the table of a screen of one's own has them, where `plate` and `site` are numbers given to them.
 
     Raises:
         ValueError: if the folder is not whole, a kind, split or experiment is unknown, or no such site was built.
@@ -46,15 +48,8 @@ def list_sites(dest, split, kinds=("treatment",), experiments=None):
             f"The split {split!r} has {counts[split]} sites, but none of kind {' or '.join(kinds)}. "
             f"Pass kinds={tuple(kind for kind in KINDS if kind not in kinds)!r} to read the others."
         )
-    for shard in [] if is_remote(dest) else shards:
-        path = folder / shard["name"]
-        found = path.stat().st_size if path.is_file() else None
-        if found != shard["bytes"]:
-            state = "is missing" if found is None else f"has {found} bytes, expected {shard['bytes']}"
-            raise ValueError(
-                f"{path} {state}. Run `python -m tfrecords.verify {dest}` for all that is wrong, "
-                "with --repair to mend it."
-            )
+    if check and not is_remote(dest):
+        _check_shards(folder, shards)
     index = read_index(folder, manifest)
     sites = index[index["shard"].isin([row["name"] for row in shards])]
     if experiments is not None:
@@ -65,7 +60,39 @@ def list_sites(dest, split, kinds=("treatment",), experiments=None):
                 f"of this kind; received {', '.join(sorted(map(repr, wanted - known))) or 'none'}."
             )
         sites = sites[sites["experiment"].isin(wanted)]
-    return sites.reset_index(drop=True)
+    sites = sites.reset_index(drop=True)
+    for kind in ("plate", "site"):
+        names = {number: name for name, number in manifest.get("names", {}).get(f"{kind}s", {}).items()}
+        sites[f"{kind}_name"] = sites[kind].map(names) if names else sites[kind].astype(str)
+    return sites
+
+
+def fetch_shards(dest, manifest, names):
+    """Gives a folder on this machine in which these shards are, whole by their sizes.
+
+    Args:
+        dest: folder of records, or URL of one.
+        manifest: of it.
+        names: of shards.
+
+    Raises:
+        ValueError: naming a file that is not there, or has another size.
+    """
+    folder = local_folder(dest, shards=names)
+    _check_shards(folder, [row for row in manifest["shards"] if row["name"] in names])
+    return folder
+
+
+def _check_shards(folder, shards):
+    for shard in shards:
+        path = Path(folder) / shard["name"]
+        found = path.stat().st_size if path.is_file() else None
+        if found != shard["bytes"]:
+            state = "is missing" if found is None else f"has {found} bytes, expected {shard['bytes']}"
+            raise ValueError(
+                f"{path} {state}. Run `python -m tfrecords.verify {folder}` for all that is wrong, "
+                "with --repair to mend it."
+            )
 
 
 def read_index(dest, manifest):

@@ -27,7 +27,7 @@ _KEPT_FREE = 0.1  # of the disk, where no limit is set
 _in_use = {}
 
 
-def local_folder(dest, splits=(), kinds=()):
+def local_folder(dest, splits=(), kinds=(), shards=()):
     """Gives a folder on this machine with the records of `dest`: itself, or a copy if `dest` is a URL.
 
     A copy holds the manifest, the tables and the shards asked for. Shards are fetched whole, several at once, before
@@ -42,6 +42,7 @@ def local_folder(dest, splits=(), kinds=()):
     Args:
         dest: folder of records, or URL of one.
         splits, kinds: whose shards must be there.
+        shards: names of others that must be there.
 
     Returns:
         pathlib.Path.
@@ -54,7 +55,9 @@ def local_folder(dest, splits=(), kinds=()):
         return Path(dest)
     url = remote_url(dest)
     manifest = read_manifest(url)
-    wanted = [row for row in manifest["shards"] if row["split"] in splits and row["kind"] in kinds]
+    wanted = [
+        row for row in manifest["shards"] if row["name"] in shards or (row["split"] in splits and row["kind"] in kinds)
+    ]
     for row in wanted:
         name = PurePosixPath(row["name"])
         if name.is_absolute() or ".." in name.parts or "\\" in row["name"]:
@@ -148,7 +151,10 @@ def _make_room(cache, key, url, needed):
     """Removes copies that no process uses until `needed` bytes fit, those longest unused first."""
     limit = os.environ.get(CACHE_GB)
     if limit:
-        room = float(limit) * 1e9 - _size(cache)
+        try:
+            room = float(limit) * 1e9 - _size(cache)
+        except ValueError:
+            raise ValueError(f"{CACHE_GB}={limit!r} is no number. Expected gigabytes, such as 200.") from None
     else:
         disk = shutil.disk_usage(cache)
         room = disk.free - _KEPT_FREE * disk.total
@@ -171,7 +177,11 @@ def _make_room(cache, key, url, needed):
 
 
 def _size(folder):
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just renamed or removed it
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def lock_file(path, shared=False, wait=True):

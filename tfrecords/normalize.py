@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfrecords.composition import GROUPS
 from tfrecords.image_batches import image_batches
-from tfrecords.listing import KINDS, list_sites
+from tfrecords.listing import KINDS, fetch_shards, list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.record_images import record_images
@@ -41,16 +41,16 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
     """
     if group is not None and group not in GROUPS:
         raise ValueError(f"Unknown group {group!r}. Expected {', '.join(map(repr, GROUPS))}, or None for one of all.")
-    dest = local_folder(dest, (split,), KINDS)
-    manifest = read_manifest(dest)
-    sites = list_sites(dest, split, KINDS)
+    folder = local_folder(dest)
+    manifest = read_manifest(folder)
+    sites = list_sites(folder, split, KINDS, check=False)
     sites = sites[sites["well_type"].isin([well_types] if isinstance(well_types, str) else well_types)]
     if sites.empty:
         raise ValueError(
             f"The split {split!r} has no wells of the types {well_types!r}. Expected some of {WELL_TYPES}."
         )
     sites = sites.reset_index(drop=True)
-    source = record_images(dest, sites, manifest)
+    source = record_images(fetch_shards(dest, manifest, {*sites["shard"]}), sites, manifest)
     step = max(1, 2**24 // int(np.prod(manifest["image_shape"])))
     data = image_batches(source, tf.range(len(sites), dtype=tf.int64), step, lambda image: _sums(image[None])[0])
     data = data.map(lambda _, sums: sums)
@@ -94,7 +94,8 @@ def normalizer(normalize, sites):
         site = sites.iloc[int(np.argmax(place < 0))]
         raise ValueError(
             f"The statistics have no row for {', '.join(f'{name} {site[name]}' for name in names)} (site "
-            f"{site['site_id']!r}). Compute them with channel_statistics for the split that is read."
+            f"{site['site_id']!r}). Compute them with channel_statistics for the split that is read, "
+            "of wells that each of its groups has."
         )
     channels = sum(column.startswith("mean_") for column in normalize.columns)
     mean, deviation = (

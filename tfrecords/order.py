@@ -7,24 +7,37 @@ from tfrecords.listing import list_sites
 
 
 def site_ids_of_step(
-    dest, split, *, batch_size, epoch, step, kinds=("treatment",), seed=0, batches=None, experiments=None
+    dest,
+    split,
+    *,
+    batch_size,
+    epoch,
+    step,
+    kinds=("treatment",),
+    seed=0,
+    batches=None,
+    experiments=None,
+    drop_remainder=None,
+    pad=False,
 ):
     """Names the sites of one training step, say of the one whose loss was not finite. No image is read for it.
 
     Args:
-        dest, split, batch_size, kinds, seed, batches, experiments: as `read_records` was given them with
-            `training=True`. With several workers, a batch here is that of all of them together.
+        dest, split, batch_size, kinds, seed, batches, experiments, drop_remainder, pad: as `read_records` was given
+            them with `training=True`. With several workers, a batch here is that of all of them together.
         epoch: pass over the data, from 0, counted on from `first_epoch`.
         step: batch inside the epoch, from 0.
 
     Returns:
-        List of `batch_size` site ids, in the order of the batch, controls given as context among them.
+        List of site ids, in the order of the batch, controls given as context among them; a last batch that is not full
+        has fewer than `batch_size`, unless `pad` fills it.
 
     Raises:
         ValueError: if an epoch has no such step.
     """
     sites = list_sites(dest, split, kinds, experiments)
-    plan = (batches or random_batches())(sites, batch_size, shuffle=True, drop=True)
+    drop = not pad if drop_remainder is None else drop_remainder
+    plan = (batches or random_batches())(sites, batch_size, shuffle=True, drop=drop)
     if not 0 <= step < plan.steps or epoch < 0:
         raise ValueError(
             f"There is no step {step} in epoch {epoch}: an epoch has {plan.steps} steps of {batch_size} sites, counted "
@@ -32,6 +45,8 @@ def site_ids_of_step(
         )
     with tf.device("CPU:0"):
         rows = plan.rows(seed, epoch)[step].numpy()
+    if not pad and plan.padded and plan.steps * batch_size == plan.scored + plan.padded:
+        rows = rows[rows >= 0]
     return [sites["site_id"].iloc[max(row, ~row)] for row in rows.tolist()]
 
 

@@ -23,6 +23,11 @@ def fields_of(template):
             f"The template {template!r} has a brace that encloses no name, or a width that is not such as 02. "
             "Expected such as '{plate}/{well}_f{site:02}_ch{channel}.tif'."
         )
+    if re.search(r"\{channel:", template):
+        raise ValueError(
+            f"The template {template!r} gives a width to {CHANNEL}, whose names stand as they are. Write {CHANNEL}, "
+            'and the names as in the files: channels = ["01", "02"].'
+        )
     return [match[1] for match in _FIELD.finditer(template) if match[0] != CHANNEL]
 
 
@@ -57,7 +62,10 @@ def fill_template(template, columns, table):
     paths = pd.Series(paths + template[end:], index=table.index, dtype=object)
     good = paths.map({path: _stays_inside(path) for path in paths.unique()}).to_numpy(bool)
     check_cells(
-        table.assign(images=paths), "images", good, "a path below the source folder, without '..' and not absolute"
+        table.assign(images=paths),
+        "images",
+        good,
+        "a path below the source folder, with / between folders (no \\), without '.' or '..' and not absolute",
     )
     return paths
 

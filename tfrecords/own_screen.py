@@ -223,3 +223,11 @@ def _check_channels(place, screen):
             f"{place} has the channels {', '.join(channels)}, but images for {', '.join(screen['images'])}. "
             "Expected the same names."
         )
+    files = list(screen["images"].values()) if isinstance(screen["images"], dict) else []
+    twice = next((file for file in files if files.count(file) > 1), None)
+    if twice is not None:
+        same = " and ".join(name for name, file in screen["images"].items() if file == twice)
+        raise ValueError(
+            f"{place} has the images {twice!r} for the channels {same}. Expected files of its own for each; one file "
+            "of all channels is a single text without {channel}."
+        )

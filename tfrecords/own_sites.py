@@ -13,6 +13,8 @@ from tfrecords.splits import SPLITS, natural
 from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, read_table
 
 _LONGEST = 200
+# How other programs write that there is nothing.
+_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
@@ -81,6 +83,7 @@ def read_own_sites(source, screen, split_column=None):
     _check_wells(sites)
     _check_once(sites, "site_id", "site", "Say which column tells sites apart, or remove the repeated row.")
     check_one_treatment(sites["well_id"], sites["sirna"], sites["well_type"], sites["row"])
+    _report_missing_words(sites["sirna"], texts["sirna"][1])
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
     known = texts | {name: (raw[name], name) for name in of_table}
@@ -129,6 +132,15 @@ def _report_similar(values, column):
         print(
             f"WARNING: the column {column!r} has {'; '.join(groups[:3])}{more}, which are taken for different ones. "
             "Write them alike in the table if they are not."
+        )
+
+
+def _report_missing_words(labels, column):
+    words = labels[labels.str.casefold().isin(_MISSING)].value_counts()
+    if len(words):
+        print(
+            f"WARNING: the column {column!r} says {words.index[0]!r} in the rows of {words.iloc[0]:,} sites, which is "
+            "taken for the name of a treatment. Leave cells empty where it is unknown."
         )
 
 

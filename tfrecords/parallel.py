@@ -63,13 +63,23 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
         except BrokenExecutor:
             raise ChildProcessError(
                 "A process ended abruptly: it was killed, perhaps because memory ran out, which fewer processes "
-                f"(--workers) take less of. {GOES_ON}"
+                "(--workers) take less of; or the script that starts it does its work on import, and not below "
+                f"`if __name__ == '__main__':`. {GOES_ON}"
             ) from None
         finally:
             left = [future for future in running if not future.cancel()]
             _await(left, check)  # They must not write on when the folder is no longer held.
     if messages:
         raise Faults(sorted(messages)[:MOST])
+
+
+def refuse_in_new_process():
+    """Raises a RuntimeError in a process that runs its parent's script again while it starts."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "Processes are started from a script that begins its work when it is imported, as each of them does. Put "
+            "what the script does below `if __name__ == '__main__':`, or pass workers=1."
+        )
 
 
 def add_workers(parser):

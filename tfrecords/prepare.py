@@ -10,14 +10,14 @@ from tfrecords.faults import MOST, Faults
 from tfrecords.images import Size, channel_files, load_channel
 from tfrecords.intensity import DEFAULT, parse_intensity
 from tfrecords.labels import class_map
-from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites
+from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites, share_wells
 from tfrecords.manifest import EXCLUDED, SCHEMA, hash_bytes
 from tfrecords.own_paths import check_links
 from tfrecords.own_screen import read_screen
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
 from tfrecords.png import png_planes
 from tfrecords.sources import COLUMNS, find_layout, read_sites
-from tfrecords.splits import LEFT_OUT, SPLITS, assign_splits
+from tfrecords.splits import LEFT_OUT, SPLITS, assign_splits, natural
 
 
 class Prepared(NamedTuple):
@@ -113,6 +113,9 @@ def prepare_build(
     names = screen and dict(enumerate(screen["channels"], 1))
     channels = _check_channels(channels, names or (WILDS_CHANNELS if layout == "wilds" else CHANNELS), names)
     sites["split"] = assign_splits(sites, splits)
+    if layout == "screen":
+        _report_numbers(sites)
+        _report_left_out(sites)
     classes = class_map(sites, label, trained="train" in set(sites["split"]))
     if not classes:
         print(f"No site has a label in the column {label!r}: these records can be predicted, and not scored.")
@@ -144,7 +147,8 @@ def prepare_build(
         )
     excluded = sites.loc[reasons != "", ["site_id", "split"]].assign(reason=reasons[reasons != ""])
     path, name, first = _load_first(source, sorted(complete["path"]), channels)
-    size = Size(*first.shape, name)
+    size = Size(*first.shape, name, _planes_of(screen, path))
+    load_channel(source / name, size, channel_files(path, channels)[0][1])
     intensity = screen and screen.get("intensity", DEFAULT if first.dtype != "uint8" else None)
     if intensity is not None:
         parse_intensity(intensity)
@@ -180,10 +184,20 @@ def _load_first(source, paths, channels):
     raise Faults(faults)
 
 
+def _planes_of(screen, path):
+    """How many channels a file must have that holds all of them; None where a file holds one, or the layout decides."""
+    return len(screen["channels"]) if screen and channel_files(path, (1,))[0][1] is not None else None
+
+
 def _find_repeats(sites, complete, exclude):
     # The whole table knows the layouts, and which controls stand in one place everywhere; only pairs of plates of which
     # something is built matter.
     plates = pd.MultiIndex.from_frame(complete[["experiment", "plate"]].drop_duplicates())
+    if len(plates) > 1 and not share_wells(sites):
+        print(
+            f"WARNING: no two plates have a well of one name (found such as {sites['well'].iloc[0]!r}), so that "
+            "layouts that come again cannot be found. Let the column `well` be the place on the plate, such as A01."
+        )
     repeats = find_repeats(sites)
     for columns in (["experiment", "plate"], ["of_experiment", "of_plate"]):
         repeats = repeats[pd.MultiIndex.from_frame(repeats[columns]).isin(plates)]
@@ -195,6 +209,27 @@ def _find_repeats(sites, complete, exclude):
             + ("The first are left out." if exclude else "Build with --exclude-leaks to leave the first out.")
         )
     return repeats
+
+
+def _report_numbers(sites):
+    for kind in ("plate", "site"):
+        if (sites[f"{kind}_name"] != sites[kind].astype(str)).any():
+            first = sites.loc[sites[kind].idxmin()]
+            print(
+                f"The {kind}s are numbered in the order of their names, as they are not all numbers: "
+                f"{first[f'{kind}_name']!r} is {first[kind]}. Names stand in predictions and in list_sites."
+            )
+
+
+def _report_left_out(sites):
+    left = sites.loc[sites["split"] == LEFT_OUT, "experiment"]
+    if len(left):
+        names = sorted(set(left), key=natural)
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+        print(
+            f"{len(left):,} sites of {len(names):,} experiments are in no split: {', '.join(names[:5])}{more}. "
+            f"They are left out, and listed in {EXCLUDED}."
+        )
 
 
 def _report_emptied(sites, complete):
@@ -223,9 +258,10 @@ def _choose(source, layout, screen, splits):
 
 def _check_channels(channels, there, names):
     numbers = {name: number for number, name in (names or {}).items()}
-    # A text is a name, or a number where there is no such name; a number is a place, as manifests have it.
+    # A text is a name, or a number where no channel's name is one; a number is a place, as manifests have it.
+    places = not any(name.isdecimal() for name in numbers)
     channels = there if channels is None else [c if isinstance(c, int) else numbers.get(c, c) for c in channels]
-    channels = tuple(int(channel) if str(channel).isdecimal() else channel for channel in channels)
+    channels = tuple(int(c) if isinstance(c, str) and c.isdecimal() and places else c for c in channels)
     if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(there):
         raise ValueError(
             f"The channels {', '.join(map(str, channels)) or 'none'} cannot be taken. Expected some of "
@@ -240,6 +276,11 @@ def _check_edges(size, crop, image_size):
     if image_size is not None and not 1 <= image_size <= (crop or min(size)):
         place = f"the {min(size)} pixels on disk" if crop is None else f"the {crop} pixels of the crop"
         raise ValueError(f"The image size {image_size} is not between 1 and {place}.")
+    if image_size is not None and crop is None and size[0] != size[1]:
+        print(
+            f"WARNING: fields of {size[0]} x {size[1]} pixels (height x width) are squeezed into squares, in "
+            f"height {size[0] / size[1]:.2f} times as much as in width. A crop of {min(size)} keeps their proportions."
+        )
 
 
 def _report_missing(source, sites, reasons, strict):

@@ -10,7 +10,7 @@ from tfrecords.cache import cached_images
 from tfrecords.composition import random_batches
 from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.image_batches import image_batches
-from tfrecords.listing import list_sites
+from tfrecords.listing import fetch_shards, list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
@@ -89,8 +89,8 @@ def read_records(
         cache: `"memory"`, or a folder, to keep the decoded pixels in; None (default) for none. See `cached_images`.
         worker: (number of this worker, number of workers). Each gives its part, `batch_size / workers`, of every
             batch, and all take the same number of steps: together they see exactly what one alone would see, in the
-            same steps (augmented differently). Each reads from all shards, or, with
-            `batches=batches_from_shares(workers)`, from its own. Default: `(0, 1)`.
+            same steps (augmented differently). Each reads from all shards and caches all images, or, with
+            `batches=batches_from_shares(workers)`, those of its share alone. Default: `(0, 1)`.
         deterministic: give the batches in their order (default). False lets a batch that is ready overtake a late one,
             where `augment` or `normalize` are not the defaults; what is in a batch stays the same.
 
@@ -106,9 +106,9 @@ def read_records(
     """
     leave_gpu_to_backend()
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    dest = local_folder(dest, (split,), kinds)
-    manifest = read_manifest(dest)
-    sites = list_sites(dest, split, kinds, experiments)
+    folder = local_folder(dest)
+    manifest = read_manifest(folder)
+    sites = list_sites(folder, split, kinds, experiments, check=False)
     _check(batch_size, seed, first_epoch, first_step, worker, dtype)
     _check_sites(split, sites, manifest, experiment_ids, metadata)
     if drop_remainder is None:
@@ -131,9 +131,11 @@ def read_records(
     if ragged and workers > 1:
         raise ValueError("The last batch is not full, so that workers would get unequal parts. Pass pad=True.")
     size = batch_size // workers
+    share = plan.share(number, workers, len(sites))
+    dest = fetch_shards(dest, manifest, {*sites["shard"].iloc[share]})
     source = record_images(dest, sites, manifest)
     if cache is not None:
-        source = cached_images(source, dest, sites, manifest, cache)
+        source = cached_images(source, dest, sites, share, cache)
     normalized = normalizer(normalize, sites)
     labels = tf.constant(sites["label"].fillna(-1).to_numpy(np.int32))
     experiments = {name: i for i, name in enumerate(manifest["experiments"]["train"])}

@@ -9,7 +9,9 @@ from tfrecords.composition import Plan, fold_seeds, permute
 def batches_from_shares(workers):
     """The i-th part of every batch is drawn from the i-th share of the sites, so that workers read shards of their own.
 
-    For `worker=(i, workers)`, where disks or caches of the machines should not hold all shards. The sites, in the order
+    For `worker=(i, workers)`, where disks or memories of the machines should not hold all images: a worker's shards are
+    the only ones that must be on its disk or are fetched from a URL, and its sites the only ones that `cache` keeps.
+    The sites, in the order
     of the shards, are cut into `workers` shares that differ by one site at most; a shard at a cut is read by both
     neighbours, and no other by two workers. As with every composition, the batches do not depend on who reads them: one
     worker alone sees what all see together. A share has few experiments, and so has a worker's part of a batch; this
@@ -49,6 +51,6 @@ def batches_from_shares(workers):
             drawn = tf.gather(order, seen)
             return tf.where(scored, drawn, ~drawn)
 
-        return Plan(int(steps), draw, int(scored.sum()), int((~scored).sum()))
+        return Plan(int(steps), draw, int(scored.sum()), int((~scored).sum()), tuple(starts))
 
     return compose

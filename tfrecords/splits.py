@@ -79,7 +79,9 @@ def assign_folds(sites, folds):
     Raises:
         ValueError: if there are more folds than experiments.
     """
-    experiments = sites[["cell_type", "experiment"]].drop_duplicates().values.tolist()
+    # An experiment of several cell types counts once, with the first of them.
+    pairs = sites[["cell_type", "experiment"]].drop_duplicates().sort_values("cell_type")
+    experiments = pairs.drop_duplicates("experiment").values.tolist()
     if len(experiments) < folds:
         raise ValueError(
             f"{folds} folds need as many training experiments; found {len(experiments)}. Ask for fewer folds."

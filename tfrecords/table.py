@@ -84,10 +84,11 @@ def _read_parquet(path, columns, optional, advice):
             f"{path.name} is a Parquet table, which needs pyarrow: `pip install 'keras-abra[parquet]'`, or export CSV."
         ) from None
     try:
-        table = pyarrow.parquet.read_table(path)
+        names = pyarrow.parquet.read_schema(path).names
+        kept = _check_header(path, names, columns, optional, advice)
+        table = pyarrow.parquet.read_table(path, columns=kept)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path.name} cannot be read as a Parquet table: {error}. Export it again.") from None
-    kept = _check_header(path, table.column_names, columns, optional, advice)
     columns = {name: [_as_text(value) for value in table[name].to_pylist()] for name in kept}
     table = pd.DataFrame(columns, dtype=object)
     table[ROW] = np.arange(1, len(table) + 1)

@@ -12,6 +12,8 @@ SITES = pd.DataFrame(
         "plate": [1, 1, 1],
         "well": ["B03"] * 3,
         "site": [1, 2, 1],
+        "plate_name": ["BR7", "BR7", "BR7"],
+        "site_name": ["1", "2", "1"],
         "sirna": ["s1", "s1", "s2"],
         "label": pd.array([0, 0, 1], dtype="Int64"),
     }
@@ -43,5 +45,6 @@ def test_predictions_name_site_sirna_and_probability():
     table = predictions_table(SITES, "val", LOGITS, ["s1", "s2"])
     first = table.iloc[1]
     assert (first["site_id"], first["split"], first["sirna"]) == ("HUVEC-17_1_B03_2", "val", "s1")
+    assert (first["plate"], first["site"]) == ("BR7", "2")  # as the table has them
     assert (first["predicted_1"], first["predicted_2"]) == ("s2", "s1")
     assert first["probability_1"] == pytest.approx(0.6) and first["probability_2"] == pytest.approx(0.4)

@@ -83,3 +83,10 @@ def test_a_whole_png_has_no_fault(tmp_path):
     data = path.read_bytes()
     assert png_fault(data) is None
     assert png_fault(data[:-1]).endswith("(truncated)") and png_fault(b"") == "an empty file"
+
+
+def test_a_picture_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "stitched.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    with pytest.raises(ValueError, match="stitched.png: Image size .* cut stitched wells into sites"):
+        decode_file(tmp_path / "stitched.png")

@@ -13,12 +13,15 @@ import tensorflow as tf
 
 from tfrecords import mirror
 from tfrecords.build import build_records
+from tfrecords.contact_sheet import write_contact_sheet
 from tfrecords.listing import list_sites
 from tfrecords.manifest import class_names, read_manifest, seal
 from tfrecords.mirror import local_folder
+from tfrecords.normalize import channel_statistics
 from tfrecords.order import site_ids_of_step
 from tfrecords.read import read_records
 from tfrecords.remote import Transport, find_transport
+from tfrecords.shares import batches_from_shares
 from tfrecords.verify import verify_records
 
 BOTH = ("treatment", "control")
@@ -199,3 +202,21 @@ def test_the_cache_is_bounded_and_gives_up_what_nobody_uses(url, records_tree, c
         file.close()
     mirror._in_use.clear()
     assert shards(local_folder(other, ("train",), BOTH)) and not first.exists()
+
+
+def test_only_what_is_shown_or_measured_or_of_ones_share_is_fetched(url, copies, tmp_path):
+    write_contact_sheet(url, tmp_path / "sheet.png", columns=1)
+    assert len(copies) == 2  # a site of each of two cell types
+    copies.clear()
+    channel_statistics(url, "test", group="plate", well_types=("negative_control",))
+    assert copies == ["HUVEC-18_control_00000-of-00001.tfrecord"]
+    copies.clear()
+    shutil.rmtree(local_folder(url))
+    read_records(url, "train", batch_size=2, kinds=BOTH, batches=batches_from_shares(2), worker=(1, 2))
+    assert sorted(copies) == [f"RPE-01_{kind}_00000-of-00001.tfrecord" for kind in ("control", "treatment")]
+
+
+def test_a_limit_that_is_no_number_is_named(url, monkeypatch):
+    monkeypatch.setenv("TFRECORDS_CACHE_GB", "much")
+    with pytest.raises(ValueError, match="TFRECORDS_CACHE_GB='much' is no number. Expected gigabytes"):
+        local_folder(url, ("val",), BOTH)

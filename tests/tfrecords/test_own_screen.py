@@ -494,3 +494,79 @@ def test_shards_whose_names_hold_a_percent_sign_come_from_a_web_server(own, tmp_
         for (image, *_), (copy, *_) in zip(here, there, strict=True):
             np.testing.assert_array_equal(image, copy)
         server.shutdown()
+
+
+def test_names_of_plates_and_sites_stand_beside_their_numbers(own, tmp_path, capsys):
+    build_records(own, tmp_path / "records", screen=SCREEN)
+    assert "The plates are numbered in the order of their names" in capsys.readouterr().out
+    sites = list_sites(tmp_path / "records", "test")
+    assert set(sites["plate"]) == {3} and set(sites["plate_name"]) == {"Ünïcode"}
+    assert sites["site_name"].tolist() == sites["site"].astype(str).tolist()
+
+
+def test_a_file_of_more_pages_than_the_channels_named_is_refused(own, tmp_path):
+    table = own_table()
+    for i, row in enumerate(table.itertuples()):
+        pages = [Image.fromarray(deep_pixels(row, channel)) for channel in ("DNA", "ER", "Z")]
+        pages[0].save(own / f"{i}.tif", save_all=True, append_images=pages[1 : 2 + (i != 5)])
+    table.assign(File=[str(i) for i in range(len(table))]).to_csv(own / "wells.csv", index=False)
+    stack = SCREEN | {"images": "{File}.tif", "intensity": "fixed:0,4095"}
+    with pytest.raises(ValueError, match="tif: expected 2 channels, as the screen's description names; found 3"):
+        build_records(own, tmp_path / "two", screen=stack)
+    stack |= {"channels": ["DNA", "ER", "z2"]}
+    with pytest.raises(ValueError, match="/5.tif: expected 3 channels, as the screen's description names; found 2"):
+        build_records(own, tmp_path / "three", screen=stack)
+    Image.fromarray(np.zeros((8, 10), np.uint16)).save(
+        own / "5.tif", save_all=True, append_images=[Image.fromarray(np.zeros((8, 10), np.uint16))] * 2
+    )
+    manifest = build_records(own, tmp_path / "some", screen=stack, channels=("DNA", "ER"))
+    assert manifest["image_shape"] == [8, 10, 2]
+
+
+def test_experiments_that_no_list_has_are_named(own, tmp_path, capsys):
+    build_records(own, tmp_path / "records", screen=SCREEN | {"splits": {"train": ["day 1"], "val": ["day 2"]}})
+    out = capsys.readouterr().out
+    assert "8 sites of 1 experiments are in no split: 2024/03. They are left out, and listed in excluded.csv." in out
+
+
+def test_a_word_for_nothing_is_pointed_out(own, tmp_path, capsys):
+    own_table().replace({"Compound": {"": "NA"}}).to_csv(own / "wells.csv", index=False)
+    build_records(own, tmp_path / "records", screen=SCREEN)
+    assert "WARNING: the column 'Compound' says 'NA' in the rows of 6 sites" in capsys.readouterr().out
+    assert "NA" in class_names(tmp_path / "records")
+
+
+def test_wells_that_hold_the_plates_name_are_pointed_out(own, tmp_path, capsys):
+    build_records(own, tmp_path / "place", screen=SCREEN)
+    assert "layouts" not in capsys.readouterr().out
+    own_table().assign(ID=lambda table: table["Plate"] + table["Well"]).to_csv(own / "wells.csv", index=False)
+    columns, images = SCREEN["columns"] | {"well": "ID"}, SCREEN["images"].replace("{well}", "{Well}")
+    build_records(own, tmp_path / "whole", screen=SCREEN | {"columns": columns, "images": images})
+    assert "WARNING: no two plates have a well of one name (found such as 'BR001A1')" in capsys.readouterr().out
+
+
+def test_one_template_for_two_channels_is_refused(own):
+    images = dict.fromkeys(SCREEN["channels"], "{Plate}/{well}_f{site:02}_chDNA.tif")
+    with pytest.raises(ValueError, match="has the images .* for the channels DNA and ER. Expected files of its own"):
+        read_screen(own, SCREEN | {"images": images})
+
+
+def test_a_number_is_the_name_of_a_channel_before_it_is_its_place(own, tmp_path):
+    images = {"1": SCREEN["images"].replace("{channel}", "DNA"), "4": SCREEN["images"].replace("{channel}", "ER")}
+    numbered = SCREEN | {"images": images, "channels": ["1", "4"]}
+    assert build_records(own, tmp_path / "four", screen=numbered, channels=["4"])["options"]["channels"] == [2]
+    with pytest.raises(ValueError, match="The channels 2 cannot be taken. Expected some of 1, 4"):
+        build_records(own, tmp_path / "two", screen=numbered, channels=["2"])
+    assert build_records(own, tmp_path / "place", screen=SCREEN, channels=["2"])["options"]["channels"] == [2]
+
+
+def test_fields_that_are_squeezed_into_squares_are_pointed_out(own, tmp_path, capsys):
+    build_records(own, tmp_path / "squeezed", screen=SCREEN, image_size=4)
+    assert "WARNING: fields of 8 x 10 pixels (height x width) are squeezed into squares" in capsys.readouterr().out
+    build_records(own, tmp_path / "cropped", screen=SCREEN, crop=8, image_size=4)
+    assert "WARNING: fields" not in capsys.readouterr().out
+
+
+def test_a_width_for_the_channel_is_refused_by_its_name(own):
+    with pytest.raises(ValueError, match="gives a width to {channel}, whose names stand as they are"):
+        build_records(own, own / "records", screen=SCREEN | {"images": "{well}_{channel:02}.tif"})

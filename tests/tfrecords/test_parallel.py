@@ -1,6 +1,9 @@
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +92,16 @@ def test_nothing_to_do_shows_no_empty_bar(capsys):
     assert capsys.readouterr().err == ""
     assert list(run_tasks(abs, [(-1, 1)], workers=1, total=1, size=1, name="repair")) == [1]
     assert "repair" in capsys.readouterr().err
+
+
+def test_a_script_that_works_on_import_is_told_to_keep_below_main(release_tree, tmp_path):
+    script = tmp_path / "build.py"
+    script.write_text(
+        "from tfrecords import build_records\n"
+        f"build_records({str(release_tree)!r}, {str(tmp_path / 'records')!r}, workers=2)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert found.returncode == 1 and "RuntimeError: Processes are started from a script that begins its" in found.stderr
+    assert "its work on import, and not below `if __name__ == '__main__':`" in found.stderr
+    assert "in use" not in found.stderr

@@ -80,3 +80,24 @@ def test_shares_differ_by_one_site_and_what_is_left_out_changes():
 def test_shares_that_cannot_be_are_refused(records_tree, workers, size):
     with pytest.raises(ValueError, match=rf"batches_from_shares\({workers}\) needs a batch_size that is a multiple"):
         read_records(records_tree, "train", batch_size=size, kinds=BOTH, batches=batches_from_shares(workers))
+
+
+@pytest.mark.parametrize("cache", ["memory", "folder", None])
+def test_a_worker_needs_and_keeps_the_shards_of_its_share_alone(records, tmp_path, cache):
+    options = dict(batch_size=4, kinds=BOTH, batches=batches_from_shares(2), worker=(1, 2), training=True, seed=1)
+    options["cache"] = cache if cache != "folder" else tmp_path / "cache"
+    expected = [images.numpy() for images, _ in read_records(records, "train", **options | {"cache": None})]
+    shards = list_sites(records, "train", BOTH)["shard"].unique()
+    for name in shards[:2]:
+        (records / name).unlink()
+    data = read_records(records, "train", **options)
+    if cache is not None:
+        for name in shards[2:]:
+            (records / name).unlink()
+    for (images, _), before in zip(data, expected, strict=True):
+        np.testing.assert_array_equal(images, before)
+    if cache == "folder":
+        (file,) = options["cache"].glob("*.tfrecord")
+        assert file.stat().st_size == 4 * (8 * 8 * 6 + 16)
+    with pytest.raises(ValueError, match="is missing. Run"):
+        read_records(records, "train", **options | {"worker": (0, 2), "cache": None})

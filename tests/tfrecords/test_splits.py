@@ -156,3 +156,11 @@ def test_a_column_of_ones_own_names_the_splits(release, edit_table, tmp_path):
         read_sites(release, split_column="plate")
     with pytest.raises(ValueError, match="metadata.csv lacks the column 'half'"):
         read_sites(release, split_column="half")
+
+
+def test_an_experiment_of_two_cell_types_is_dealt_once():
+    rows = [(f"{cell}-{number}", kind) for number in range(5) for cell in ("day",) for kind in ("HUVEC", "RPE")]
+    sites = pd.DataFrame(rows, columns=["experiment", "cell_type"])
+    assert sorted(assign_folds(sites, 5).values()) == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="6 folds need as many training experiments; found 5"):
+        assign_folds(sites, 6)
