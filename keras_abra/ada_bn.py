@@ -27,9 +27,9 @@ def ada_bn(model, images, batch_size=32):
 
     Args:
         model: an `ABRAModel`, or a Functional or Sequential `keras.Model`, with batch normalization.
-        images: what `predict` takes: array or tensor `(samples, height, width, channels)`, or `tf.data.Dataset` of
-            batches of images.
-        batch_size: of arrays.
+        images: what `predict` takes: array or tensor `(samples, height, width, channels)`, a dict with such an
+            `"image"`, or `tf.data.Dataset` of batches of images.
+        batch_size: of arrays, also of a dict.
 
     Raises:
         ValueError: if the model has no batch normalization or cannot be rebuilt, there are no images or one alone in
@@ -40,8 +40,9 @@ def ada_bn(model, images, batch_size=32):
         raise ValueError(f"AdaBN is measured on one device, and here batches are divided among {replicas}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` must be an integer of 1 or more. Received: batch_size={batch_size!r}")
-    array = hasattr(images, "shape")
-    if (len(images) if array else int(images.cardinality()) if hasattr(images, "cardinality") else None) == 0:
+    first = images.get("image") if isinstance(images, dict) else images
+    array = hasattr(first, "shape")
+    if (len(first) if array else int(images.cardinality()) if hasattr(images, "cardinality") else None) == 0:
         raise ValueError("No images were given. Expected those of one experiment.")
     measured = _Measured(model)
     *moments, counts = measured.predict(images, batch_size=batch_size if array else None, verbose=0)

@@ -95,7 +95,7 @@ def callback_files(callbacks):
             files[f"{i}-csv"] = Path(callback.filename)
         elif isinstance(callback, keras.callbacks.ModelCheckpoint) and "{" not in callback.filepath:
             files[f"{i}-model"] = Path(callback.filepath)
-    return {name: path for name, path in files.items()}
+    return files
 
 
 def restore_files(callbacks, stored):

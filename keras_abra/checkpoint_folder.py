@@ -44,7 +44,7 @@ def write_checkpoint(folder, arrays, state, files=None, keep=2):
         folder: where checkpoints stand; made if need be.
         arrays: dict of NumPy arrays.
         state: what `json` can write.
-        files: dict, name to path, of files to copy. One that has not changed since the last checkpoint is linked.
+        files: dict, name to path, of files to copy.
         keep: number of checkpoints to keep, this one among them. Default 2.
 
     Returns:

@@ -21,10 +21,10 @@ def unpack_inputs(inputs, expected):
 
     Args:
         inputs: images, or a dict with `"image"` and perhaps `"experiment"`.
-        expected: shape of the backbone's input.
+        expected: the backbone's input, of which shape and type are looked at.
 
     Raises:
-        ValueError: if the image's rank, size, channels or type do not fit the backbone.
+        ValueError: if these are no images, or their rank, size, channels or type do not fit the backbone.
     """
     image, experiment = inputs, None
     if isinstance(inputs, dict):
@@ -33,7 +33,12 @@ def unpack_inputs(inputs, expected):
                 f"A dict of inputs needs the key 'image' (and may have 'experiment'). Received: {sorted(inputs)}"
             )
         image, experiment = inputs["image"], inputs.get("experiment")
-    expected, shape = tuple(expected), tuple(image.shape)
+    if not hasattr(image, "shape"):
+        raise ValueError(
+            f"Expected images, (batch, height, width, channels), or a dict with 'image'. Received: {type(image)}"
+        )
+    integers = "float" not in expected.dtype
+    expected, shape = tuple(expected.shape), tuple(image.shape)
     fits = len(shape) == 4 and all(
         e is None or s is None or e == s for e, s in zip(expected[1:], shape[1:], strict=True)
     )
@@ -44,6 +49,8 @@ def unpack_inputs(inputs, expected):
     dtype = keras.backend.standardize_dtype(image.dtype)
     if "float" not in dtype and dtype != "uint8":
         raise ValueError(f"Images must be float (standardized) or uint8. Received: dtype {dtype}")
+    if integers and "float" in dtype:
+        raise ValueError(f"The backbone takes grey levels as integers, and would cut off fractions. Received: {dtype}")
     return image, experiment
 
 
@@ -55,6 +62,20 @@ def check_labels(y):
             "Every sample needs one integer label, shape (batch,). For one-hot labels: keras.ops.argmax(y, "
             f"axis=-1). Received: {'no labels' if y is None else f'shape {shape}'}"
         )
+
+
+def check_metrics(arguments, names):
+    """Raises a ValueError if a metric of `compile` would be taken for one of our logs.
+
+    Args:
+        arguments: dict of those of `compile`.
+        names: of our logs.
+    """
+    metrics = [arguments.get("metrics"), arguments.get("weighted_metrics")]
+    for metric in keras.tree.flatten(metrics):
+        name = metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", None))
+        if name in names:
+            raise ValueError(f"A metric may not be called {name!r}, as a log of ABRAModel is. Give it another name.")
 
 
 def check_mirrored(optimizer, steps_per_execution, run_eagerly):

@@ -32,14 +32,16 @@ def check(model, arguments, training=True):
     Raises:
         ValueError: naming the first label or id outside its range, or training batches of one sample.
     """
-    if arguments["y"] is None and _is_array(arguments["x"]):
+    if arguments["y"] is None and (_is_array(arguments["x"]) or isinstance(arguments["x"], dict)):
         checks.check_labels(None)
     arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
     check_division(arguments["x"], arguments["batch_size"], arguments.get("validation_split"))
     if not training:
         return
     if _is_array(arguments["y"]):
-        _check_batches(_samples(arguments), arguments["batch_size"] or 32, arguments["steps_per_epoch"])
+        steps = arguments["steps_per_epoch"]  # Keras goes on in the next epoch where this one ends
+        steps = steps and steps * (arguments["epochs"] - arguments["initial_epoch"])
+        _check_batches(_samples(arguments), arguments["batch_size"] or 32, steps)
     if arguments["validation_data"] is not None:
         data = arguments["validation_data"]
         if isinstance(data, tuple | list) and len(data) > 1:

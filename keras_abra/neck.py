@@ -2,11 +2,11 @@ import keras
 
 
 def embedding_neck(features, embedding_dim, dtype=None, synchronized=False):
-    """BatchNormalization-Dense-BatchNormalization from pooled features to the embedding, as RxRx1 practice has it.
+    """BatchNormalization-Dense-BatchNormalization from pooled features to the embedding, after RxRx1 practice.
 
     The Dense layer has no bias, which the normalization behind it would cancel; the moving statistics have momentum
-    0.9, that of the PyTorch networks the practice comes from (0.1 there). Source: first place of RxRx1's Kaggle
-    competition (kaggle-rcic-1st: BN-FC-ReLU-BN-FC-BN, 1,024).
+    0.9, that of the PyTorch networks the practice comes from (0.1 there). The first place of RxRx1's Kaggle
+    competition has one Dense layer and a ReLU more (kaggle-rcic-1st: BN-FC-ReLU-BN-FC-BN, 1,024).
 
     Args:
         features: size of the pooled features.

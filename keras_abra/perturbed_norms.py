@@ -50,9 +50,9 @@ class Branches:
     """
 
     def __init__(self, kind, parts, neck):
-        self.auxiliary = []
+        self._twins = []
         self.clean = self.perturbed = Branch(parts, neck)
-        if kind == "own":
+        if kind == "own" or not parts:
             return
         make = {"clean": SharedMomentsNorm, "moving": MovingNorm, "auxiliary": self._twin}[kind]
         make = functools.cache(make)  # a layer that is called twice has one in its place
@@ -60,9 +60,21 @@ class Branches:
         if kind == "clean":
             self.clean = self.perturbed
 
+    @property
+    def auxiliary(self):
+        """The twins of `auxiliary` normalizations."""
+        return [copy for _, copy in self._twins]
+
+    def freeze_alike(self):
+        """Makes each twin trainable or not, as its normalization now is; a frozen one is its equal."""
+        for norm, copy in self._twins:
+            copy.trainable = norm.trainable
+            if not norm.trainable:
+                copy.set_weights(norm.get_weights())
+
     def _twin(self, norm):
-        self.auxiliary.append(twin(norm))
-        return self.auxiliary[-1]
+        self._twins.append((norm, twin(norm)))
+        return self._twins[-1][1]
 
 
 class MovingNorm(keras.layers.Layer):
@@ -156,8 +168,10 @@ def replace_norms(model, make):
 
 def twin(layer):
     """A batch normalization of its own, with the configuration and the weights that this one has now."""
-    copy = keras.layers.BatchNormalization.from_config({**layer.get_config(), "name": f"{layer.name}_twin"})
-    copy.build((*[None] * (layer.input_spec.ndim - 1), layer.moving_mean.shape[0]))
+    copy = type(layer).from_config({**layer.get_config(), "name": f"{layer.name}_twin"})
+    shape = [None] * layer.input_spec.ndim
+    shape[layer.axis] = layer.moving_mean.shape[0]
+    copy.build(tuple(shape))
     copy.set_weights(layer.get_weights())
     return copy
 

@@ -24,9 +24,12 @@ class Ramp(keras.layers.Layer):
 
     def start(self, length):
         """Sets the length in optimizer steps, unless a length was set before: a resumed run keeps its ramp."""
-        steps, known = ops.convert_to_numpy(self.progress)
-        if known == 0:
-            self.progress.assign([steps, float(length)])
+        if not self.is_set():
+            self.progress.assign([ops.convert_to_numpy(self.progress)[0], float(length)])
+
+    def is_set(self):
+        """Whether a length above 0 was set."""
+        return bool(ops.convert_to_numpy(self.progress)[1] != 0)
 
     def advance(self, steps):
         """Adds optimizer steps (a tensor: skipped and accumulated steps do not count)."""

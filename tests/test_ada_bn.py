@@ -147,3 +147,17 @@ class Subclassed(keras.Model):
 
     def call(self, inputs):
         return self.norm(inputs)
+
+
+def test_a_dict_is_divided_as_arrays_are():
+    model = tiny_model()
+    x, _ = tiny_batch(6)
+
+    def mean(images, batch_size):
+        with ada_bn(model, images, batch_size=batch_size):
+            return np.array(model.neck.layers[0].moving_mean)
+
+    np.testing.assert_array_equal(mean(x, 2), mean(x["image"], 2))
+    assert np.abs(mean(x, 2) - mean(x, 6)).max() > 1e-6
+    with pytest.raises(ValueError, match="No images were given"):
+        mean({"image": x["image"][:0]}, 2)

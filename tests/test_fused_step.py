@@ -130,13 +130,15 @@ def test_other_normalizations_go_with_what_takes_more_passes(kind):
     assert compare(model, run_eagerly=False) == []
 
 
-@pytest.mark.parametrize("kind", ["clean", "moving"])
+@pytest.mark.parametrize("kind", ["clean", "moving", "auxiliary"])
 def test_a_normalization_that_is_frozen_stays_as_it_is_in_both_branches(kind):
     model = with_norms(kind, 2)
     frozen = [layer for layer in model.backbone.layers if isinstance(layer, keras.layers.BatchNormalization)][-1]
     x, y = tiny_batch(seed=1)
     train_once(model, x, y)  # moving statistics of its own
     frozen.trainable = False
+    model.compile("sgd")
+    assert sum(not norm.trainable for norm in model.auxiliary_norms) == (kind == "auxiliary")
     assert compare(model) == []
     assert not {w.path for w in frozen.weights} & {w.path for w in model.trainable_variables}
 
@@ -215,3 +217,20 @@ def test_the_comparison_sees_slopes_that_are_not_shared():
 def test_the_comparison_sees(mutant):
     model = tiny_model("diagonal", 1, STAGES["two"])
     assert compare(model, mutant=mutant) != []
+
+
+def test_a_table_behind_the_cut_has_its_gradient():
+    """As position embeddings and relative position biases are: on TensorFlow theirs come as IndexedSlices."""
+    image = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(image)
+    x = Positions()(keras.layers.Dense(6, activation="tanh")(keras.layers.Reshape((64, 4))(x)))
+    backbone = keras.Model(image, keras.layers.Reshape((8, 8, 6))(x))
+    assert compare(tiny_model(steps=1, backbone=backbone)) == []
+
+
+class Positions(keras.layers.Layer):
+    def build(self, shape):
+        self.table = keras.layers.Embedding(*shape[1:])
+
+    def call(self, x):
+        return x + self.table(keras.ops.arange(x.shape[1]))

@@ -144,3 +144,10 @@ def test_replicas_leave_a_step_out_together():
     assert values.keys() == expected.keys() and any(name.endswith("-1") for name in values)  # replicas of their own
     for name, value in expected.items():
         assert values[name].tobytes() == value.tobytes(), name
+
+
+def test_a_step_by_itself_leaves_nothing_out_unseen():
+    model = compiled()
+    fit(batches(bad=()), SkipNonFinite(), model=model)
+    logs = model.train_on_batch(*batches(value=np.nan)[BAD], return_dict=True)
+    assert np.isnan(float(logs["loss"])) and "skipped" not in logs

@@ -25,9 +25,15 @@ def linearize(function, primals, keep=False):
     def pullback(cotangents, wrt):
         pairs = [(output, ct) for output, ct in zip(outputs, cotangents, strict=True) if ct is not None]
         targets, seeds = zip(*pairs, strict=True)
-        return tape.gradient(list(targets), [primals[i] for i in wrt], output_gradients=list(seeds))
+        gradients = tape.gradient(list(targets), [primals[i] for i in wrt], output_gradients=list(seeds))
+        return tf.nest.map_structure(_dense, gradients)
 
     return outputs, aux, pullback
+
+
+def _dense(gradient):
+    # That of a table's rows, as of position embeddings: sums of two such are not defined.
+    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
 def _context():

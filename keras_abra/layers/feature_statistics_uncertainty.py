@@ -19,6 +19,11 @@ class ReplicaSeedGenerator(keras.random.SeedGenerator):
         return backend.fold_in_replica(super().next(ordered))
 
 
+def apart(seed, number, step=0x9E3779B1):
+    """The seed of stream `number`, far from those of others: torch draws step t of a seed from seed + t."""
+    return None if seed is None else (seed + number * step) % 2**31
+
+
 @keras.saving.register_keras_serializable("keras_abra")
 class FeatureStatisticsUncertainty(keras.layers.Layer):
     """Perturbs the channel statistics of a feature map within their uncertainty, in training.
@@ -190,7 +195,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         self.synchronized = synchronized
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.noise_generator = ReplicaSeedGenerator(seed)
+        self.noise_generator = ReplicaSeedGenerator(apart(seed, 1, 0x85EBCA6B))
 
     def build(self, input_shape):
         if len(input_shape) != 4 or input_shape[-1] is None:

@@ -8,6 +8,7 @@ from keras_abra.backbone_cut import cut_backbone
 from keras_abra.feature_statistics import shift_statistics
 from keras_abra.fused_step import fused_step
 from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
+from keras_abra.layers.feature_statistics_uncertainty import apart
 from keras_abra.losses import ArcFace, DistributionAlignment, softmax_cross_entropy
 from keras_abra.models.embedder import Embedder
 from keras_abra.neck import embedding_neck
@@ -30,6 +31,9 @@ class ABRAModel(backend.Trainer, keras.Model):
     The step is fused: with f the share of the compute behind the first perturbed stage it costs 1 + f ordinary steps.
     `evaluate` and `predict` are those of the plain network: no perturbation, no experiment ids, no margin.
 
+    Layers may be frozen by `trainable = False`, with a `compile` after it. A saved model keeps that of the backbone's
+    layers; neck and head train again when it is loaded.
+
     Reference: an independent reconstruction of arXiv 2603.05622; the README says what is known of the paper.
 
     Args:
@@ -39,7 +43,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         perturb_after: names of backbone layers whose output is perturbed; every path must go through each. The first
             one decides f, and with it what a step costs; further ones cost nothing that counts.
         embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the
-            pooled features themselves. Default 1024, the neck of the first place of RxRx1's Kaggle competition. It is
+            pooled features themselves. Default 1024, that of the first place of RxRx1's Kaggle competition. It is
             `synchronized` over the replicas if the backbone's batch normalization is.
         uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.5 and no
             ascent step, a random perturbation; with `steps=1` or more it is the worst case, as in the paper.
@@ -113,7 +117,8 @@ class ABRAModel(backend.Trainer, keras.Model):
             class_names,
             num_classes,
         )
-        if isinstance(perturb_after, str) or perturb_after is None:
+        listed = isinstance(perturb_after, list | tuple) and all(isinstance(name, str) for name in perturb_after)
+        if not listed:
             raise ValueError(f"`perturb_after` must be a list of layer names. Received: {perturb_after!r}")
         if keras.config.image_data_format() == "channels_first":
             raise ValueError(
@@ -197,7 +202,7 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     def unpack_inputs(self, inputs):
         """`(image, experiment or None)`, checked: see `keras_abra.checks.unpack_inputs`."""
-        return checks.unpack_inputs(inputs, self.backbone.inputs[0].shape)
+        return checks.unpack_inputs(inputs, self.backbone.inputs[0])
 
     # Training. `fused_step` runs these with the values of the variables of the pass it computes.
 
@@ -289,8 +294,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         it.
 
         Raises:
-            ValueError: if a loss is given; under a TensorFlow distribution strategy for `jit_compile=True` and what
-                `keras_abra.checks.check_mirrored` names.
+            ValueError: if a loss is given, or a metric has the name of a log of `fit`; under a TensorFlow distribution
+                strategy for `jit_compile=True` and what `keras_abra.checks.check_mirrored` names.
         """
         if loss is not None:
             raise ValueError(
@@ -303,6 +308,8 @@ class ABRAModel(backend.Trainer, keras.Model):
                 "jit_compile=True does not work under a tf.distribute strategy (XLA cannot reach the replicas' "
                 "variables). Leave jit_compile at 'auto'."
             )
+        checks.check_metrics(kwargs, LOGS)
+        self.branches.freeze_alike()
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         if mirrored:
             checks.check_mirrored(self.optimizer, self.steps_per_execution, self.run_eagerly)
@@ -323,6 +330,7 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         fit_arguments.check_arrays(self, x, y)
+        self._set_skipping(False)
         with fit_arguments.plain_errors():
             return super().train_on_batch(x, y, *args, **kwargs)
 
@@ -338,13 +346,15 @@ class ABRAModel(backend.Trainer, keras.Model):
         self._assert_compile_called("fit")
         arguments = fit_arguments.bind(super().fit, args, kwargs)
         fit_arguments.check(self, arguments)
-        skip = fit_arguments.watch_finite(arguments)
-        if skip != self.skip_non_finite:
-            self.skip_non_finite, self.train_function = skip, None
-        if isinstance(self.warmup, float):
+        self._set_skipping(fit_arguments.watch_finite(arguments))
+        if isinstance(self.warmup, float) and not self.ramp.is_set():
             self.ramp.start(fit_arguments.ramp_length(self, arguments))
         with fit_arguments.plain_errors():
             return super().fit(**arguments)
+
+    def _set_skipping(self, skip):
+        if skip != self.skip_non_finite:
+            self.skip_non_finite, self.train_function = skip, None
 
     def _symbolic_build(self, iterator=None, data_batch=None):
         if iterator is not None and data_batch is None:
@@ -429,9 +439,7 @@ def _pooling(output, dtype):
 
 
 def _stage(template, index, shape):
-    config = {**template.get_config(), "name": f"uncertainty_{index + 1}"}
-    if template.seed is not None:
-        config["seed"] = template.seed + index
+    config = {**template.get_config(), "name": f"uncertainty_{index + 1}", "seed": apart(template.seed, index)}
     stage = FeatureStatisticsUncertainty.from_config(config)
     stage.build(shape)
     return stage

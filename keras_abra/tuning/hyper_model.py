@@ -65,6 +65,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         stages: lists of layer names to perturb after; the choice among them is searched. `[]` is the margin loss alone.
         search: names of the hyperparameters to search, or a dict from name to space: `(low, high)`, a list of choices,
             or None for the default space. Default: all of them.
+            Stages are lists of names out of `stages`.
         fixed: dict from name to value: hyperparameters that are not searched. What is in neither has the default.
         optimizer: function of `(learning_rate, weight_decay)` that makes the optimizer. Default
             `keras.optimizers.AdamW`.
@@ -111,6 +112,10 @@ class ABRAHyperModel(keras_tuner.HyperModel):
             raise ValueError(f"Unknown hyperparameters: {', '.join(unknown)}. Expected some of {', '.join(SPACES)}.")
         if both := sorted(search.keys() & fixed.keys()):
             raise ValueError(f"`search` and `fixed` both name {', '.join(both)}. A hyperparameter is one or the other.")
+        if isinstance(fixed.get("stages"), list | tuple):
+            fixed["stages"] = _joined(fixed["stages"])
+        if isinstance(search.get("stages"), list):
+            search["stages"] = [_joined(names) for names in search["stages"]]
         for key, space in search.items():
             _check_space(key, space)
         self.uncertainty = dict(uncertainty or {})
@@ -129,7 +134,10 @@ class ABRAHyperModel(keras_tuner.HyperModel):
             raise ValueError(f"`seed` must be an integer of at least 0. Received: {seed!r}")
         self.backbone = backbone
         self.num_classes = num_classes
-        self.stages = {"+".join(names) or "none": list(names) for names in stages}
+        self.stages = {_joined(names): list(names) for names in stages}
+        asked = [fixed["stages"]] if "stages" in fixed else search.get("stages") or []
+        if unknown := [names for names in asked if names not in self.stages]:
+            raise ValueError(f"The stages {unknown[0]!r} are none of `stages`: {', '.join(self.stages)}.")
         self.optimizer = optimizer or (lambda rate, decay: keras.optimizers.AdamW(rate, weight_decay=decay))
         self.seed = seed
         self.compile_arguments = {"metrics": ["accuracy"]} if compile_arguments is None else compile_arguments
@@ -172,7 +180,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         """The model of a dict of settings, as `settings` gives it; not compiled."""
         backbone = self.backbone()
         perturbed = {}
-        if names := self.stages.get(values["stages"], values["stages"]):
+        if names := self.stages[values["stages"]]:
             uncertainty = {name: values[name] for name in ("radius", "steps", "step_size") if name in values}
             perturbed["uncertainty"] = FeatureStatisticsUncertainty(**uncertainty, **self.uncertainty)
             if values["alignment"] == "none":
@@ -180,9 +188,8 @@ class ABRAHyperModel(keras_tuner.HyperModel):
             else:
                 perturbed["alignment"] = DistributionAlignment(values["alignment"], weight=values["alignment_weight"])
         loss = ArcFace(values["margin"], values["scale"])
-        warmup = float(values["warmup"])
         return ABRAModel(
-            backbone, self.num_classes, names, loss=loss, warmup=warmup, **perturbed, **self.model_arguments
+            backbone, self.num_classes, names, loss=loss, warmup=values["warmup"], **perturbed, **self.model_arguments
         )
 
     def fit(self, hp, model, *args, **kwargs):
@@ -215,6 +222,11 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         default = min(max(space.default, low), high)
         sampling = "log" if space.log and low > 0 else "linear"
         return hp.Float(name, low, high, sampling=sampling, default=default)
+
+
+def _joined(names):
+    """What stands for a list of layers where hyperparameters are texts."""
+    return names if isinstance(names, str) else "+".join(names) or "none"
 
 
 def _check_space(name, space):

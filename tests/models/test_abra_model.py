@@ -293,6 +293,7 @@ def test_data_without_length_needs_a_number_of_steps():
     [
         ({"perturb_after": ["stm"]}, "no such layer.*Valid here"),
         ({"perturb_after": "stem"}, "must be a list"),
+        ({"perturb_after": [["stem"]]}, "must be a list of layer names"),
         ({"embedding_dim": 0}, "`embedding_dim` must be a positive integer"),
         ({"perturbed_weight": -1}, "`perturbed_weight` must be"),
         ({"perturbed_norms": "batch"}, "`perturbed_norms` must be one of"),
@@ -322,6 +323,7 @@ def test_a_loss_in_compile_is_sent_to_the_model():
         (np.zeros((4, 9, 8, 2), "float32"), r"Received: \(4, 9, 8, 2\)"),
         (np.zeros((4, 8, 8, 2), "int32"), "must be float .* or uint8. Received: dtype int32"),
         ({"picture": np.zeros((4, 8, 8, 2), "float32")}, "needs the key 'image'"),
+        ([np.zeros((4, 8, 8, 2), "float32")], "Expected images, .* Received: <class 'list'>"),
     ],
 )
 def test_bad_images_are_named(image, message):
@@ -476,3 +478,83 @@ def operations(folder):
     # of variables that are saved with the model
     stored = {"Identity", "DisableCopyOnRead", "Const", "NoOp", "AssignVariableOp", "ReadVariableOp"}
     return {kind: count for kind, count in kinds.items() if kind not in stored}
+
+
+def test_what_is_thawed_before_compile_thaws_in_the_perturbed_branch_too():
+    backbone = tiny_backbone()
+    backbone.trainable = False
+    model = tiny_model(backbone=backbone, perturbed_norms="auxiliary")
+    assert [norm.trainable for norm in model.auxiliary_norms] == [False, False, True, True]
+    model.backbone.trainable = True
+    model.compile("adam")
+    assert all(norm.trainable for norm in model.auxiliary_norms)
+    fit(model)
+    assert all(np.abs(keras.ops.convert_to_numpy(norm.gamma) - 1).max() > 0 for norm in model.auxiliary_norms)
+
+
+def test_without_stages_there_are_no_normalizations_to_keep_apart():
+    assert compiled(perturb_after=(), perturbed_norms="auxiliary").auxiliary_norms == []
+
+
+@keras.saving.register_keras_serializable("test_abra_model")
+class OwnNorm(keras.layers.BatchNormalization):
+    def __init__(self, note="", **kwargs):
+        super().__init__(**kwargs)
+        self.note = note
+
+    def get_config(self):
+        return {**super().get_config(), "note": self.note}
+
+
+def test_a_normalization_of_ones_own_has_a_twin_of_its_kind():
+    image = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(image)
+    x = OwnNorm(note="mine")(keras.layers.Conv2D(4, 3)(x))
+    model = compiled(backbone=keras.Model(image, x), perturbed_norms="auxiliary", embedding_dim=None)
+    (norm,) = model.auxiliary_norms
+    assert type(norm) is OwnNorm and norm.note == "mine"
+    assert np.isfinite(fit(model)["loss"]).all()
+
+
+def test_the_noise_of_stages_and_steps_is_independent():
+    stages = tiny_model(perturb_after=("stem", "stage1")).stages
+    draws = [
+        [keras.ops.convert_to_numpy(keras.random.normal((4,), seed=generator)).tolist() for _ in range(5)]
+        for stage in stages
+        for generator in (stage.seed_generator, stage.noise_generator)
+    ]
+    assert len({tuple(draw) for stream in draws for draw in stream}) == 20
+
+
+def test_a_ramp_that_is_known_needs_no_length():
+    model = compiled(warmup=0.5)
+    fit(model)
+    x, y = tiny_batch()
+    model.fit(((x, y) for _ in range(2)), verbose=0)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [4, 1])
+
+
+def test_the_single_sample_that_a_later_epoch_meets_is_refused():
+    with pytest.raises(ValueError, match="9 samples in batches of 8, which leaves one alone"):
+        fit(compiled(), samples=9, steps_per_epoch=1, epochs=2)
+
+
+@pytest.mark.parametrize("metrics", [["accuracy", keras.metrics.Mean(name="gain")], ["alignment"]])
+def test_a_metric_with_the_name_of_a_log_is_refused(metrics):
+    with pytest.raises(ValueError, match="A metric may not be called '(gain|alignment)'"):
+        tiny_model().compile("adam", metrics=metrics)
+
+
+def test_evaluation_of_a_dict_without_labels_says_so():
+    x, _ = tiny_batch()
+    with pytest.raises(ValueError, match="Every sample needs one integer label.*no labels"):
+        compiled().evaluate(x, verbose=0)
+
+
+def test_fractions_for_a_backbone_of_integers_are_refused():
+    image = keras.Input((8, 8, 2), dtype="uint8")
+    x = keras.layers.Conv2D(4, 3, name="stem")(keras.layers.Rescaling(1 / 255)(image))
+    model = tiny_model(backbone=keras.Model(image, keras.layers.Conv2D(4, 3)(x)))
+    assert model(np.full((2, 8, 8, 2), 200, "uint8")).shape == (2, CLASSES)
+    with pytest.raises(ValueError, match="takes grey levels as integers, and would cut off fractions"):
+        model(np.full((2, 8, 8, 2), 0.5, "float32"))

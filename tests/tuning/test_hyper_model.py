@@ -365,3 +365,14 @@ def test_predictions_of_the_best_model_need_nothing_else(tmp_path):
     x, _ = tiny_batch()
     again = keras.models.load_model(tmp_path / "best.keras")
     np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_stages_and_steps_of_the_ramp_are_taken_as_the_model_takes_them():
+    model = hypermodel(search=["margin"], fixed={"stages": ["stem", "stage1"], "warmup": 500})
+    made = model.make(model.settings(keras_tuner.HyperParameters()))
+    assert (made.perturb_after, made.warmup) == (["stem", "stage1"], 500)
+    model = hypermodel(search={"stages": [["stem", "stage1"], ["stem"]], "warmup": [100, 200]})
+    made = model.make(model.settings(keras_tuner.HyperParameters()))
+    assert (made.perturb_after, made.warmup) == (["stem", "stage1"], 100)
+    with pytest.raises(ValueError, match="The stages 'stage2' are none of `stages`: stem"):
+        hypermodel(fixed={"stages": ["stage2"]})
