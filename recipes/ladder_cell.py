@@ -81,23 +81,31 @@ def run_cell(cell, screens):
         "backend": keras.backend.backend(),
     }
     if "test" in cell["splits"] and not diverged:
-        embed, (sites, pixels) = keras.Model(network.input, network.outputs[1]), images["test"]
-        result["embedding"] = embedding_quality(embed.predict(pixels, batch_size=128, verbose=0), sites["label"])
-        result["test_time"] = _test_time(records, settings, network, adaptive, images["test"], classes)
+        embed = _embedder(network, settings)
+        result["embedding"] = embedding_quality(embed(*images["test"]), images["test"][0]["label"])
+        result["test_time"] = _test_time(records, settings, embed, adaptive, images["test"], classes)
     return result
 
 
-def _test_time(records, settings, network, adaptive, test, classes):
+def _embedder(network, settings):
+    """Function of (sites, images) that gives embeddings, with batch statistics if that is how the method predicts."""
+    model = keras.Model(network.input, network.outputs[1])
+    if not settings.get("batch_statistics"):
+        return lambda sites, pixels: model.predict(pixels, batch_size=128, verbose=0)
+    adaptive = with_batch_statistics(model)
+    return lambda sites, pixels: predict_by_group(adaptive, pixels, sites["experiment"])
+
+
+def _test_time(records, settings, embed, adaptive, test, classes):
     """Scores of `test` with what takes an experiment's images, or its controls, together."""
     sites, pixels = test
-    embed = keras.Model(network.input, network.outputs[1])
     parts = [split_images(records, "train", settings), test]
     controls = any(not row["treatment"] for row in read_manifest(records)["classes"])
     for split in ("train", "test") if controls else ():
         found, images = split_images(records, split, settings, ("control",))
         negative = (found["well_type"] == "negative_control").to_numpy()
         parts.append((found[negative], images[negative]))
-    rows = np.concatenate([embed.predict(images, batch_size=128, verbose=0) for _, images in parts])
+    rows = np.concatenate([embed(*part) for part in parts])
     counts = np.cumsum([len(found) for found, _ in parts])
     experiment = np.concatenate([found["experiment"].to_numpy(str) for found, _ in parts])
     labels = parts[0][0]["label"].to_numpy("int64")

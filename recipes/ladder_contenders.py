@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from backbones import tiny_resnet
 from contenders.adv_bn import AdvBN
-from contenders.adv_style import AdvStyle
+from contenders.adv_style import AdversaryBySGD, AdvStyle
 from contenders.coral import CORAL
 from contenders.correlated_uncertainty import CorrelatedStyleUncertainty
 from contenders.dann import DANN
@@ -62,7 +62,7 @@ def build_contender(settings, shape, classes, cell_types, warmup):
         model = AdvBN(
             prefix,
             keras.Model(suffix.input, suffix.outputs[0]),
-            radius=settings["radius"],
+            radius=settings["box"],
             step_size=settings["step_size"],
         )
         network, cost = keras.Model(prefix.input, suffix(prefix.output)), None
@@ -75,8 +75,12 @@ def build_contender(settings, shape, classes, cell_types, warmup):
             model = ObjectiveModel(both, WinnerLoss(settings["margin"], settings["scale"]))
         elif "objective" in settings:
             model = ObjectiveModel(network, _objective(settings, len(cell_types), warmup))
-    optimizer = keras.optimizers.AdamW(settings["learning_rate"], weight_decay=settings["weight_decay"])
-    optimizer.exclude_from_weight_decay(var_names=["log_scale"])
+    make = AdversaryBySGD if settings.get("layers") == "adv_style" else keras.optimizers.AdamW
+    optimizer = make(settings["learning_rate"], weight_decay=settings["weight_decay"])
+    rival = getattr(getattr(model, "objective", None), "discriminator", None)  # DANN's
+    optimizer.exclude_from_weight_decay(
+        var_list=rival and rival.trainable_variables, var_names=["log_scale", AdversaryBySGD.ADVERSARY]
+    )
     if head == "softmax" and "objective" not in settings:
         kind = keras.losses.CategoricalCrossentropy if "mix" in settings else keras.losses.SparseCategoricalCrossentropy
         model.compile(optimizer, kind(from_logits=True))
@@ -108,8 +112,8 @@ def _with_layers(backbone, settings):
         "csu": lambda: CorrelatedStyleUncertainty(probability, settings["alpha"]),
         "adv_style": lambda: AdvStyle(settings["penalty"]),
     }[settings["layers"]]
-    # DSU after every stage; the others early, as their papers found best: behind the first three.
-    stages = DSU["tiny_resnet"] if settings["layers"] == "dsu" else DSU["tiny_resnet"][:3]
+    # MixStyle early, as its paper found best: behind the first three stages; the others, as theirs have it, behind all.
+    stages = DSU["tiny_resnet"][:3] if settings["layers"] == "mixstyle" else DSU["tiny_resnet"]
     first, *rest = cut_backbone(backbone, stages)
     x = first(backbone.input)
     for part in rest:

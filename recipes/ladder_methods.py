@@ -32,7 +32,7 @@ ADVERSARY = MARGIN | {
     "alignment_weight": 1.0,
     "two_sided": False,
 }
-PAIRS = {"batches": "across"}  # penalties between experiments need several samples of each in a mini-batch
+PAIRS = {"batches": "experiments"}  # penalties between experiments need several samples of each in a mini-batch
 ARCFACE = MARGIN | {"head": "arcface"}
 # Feature statistics are perturbed under softmax, as published; DSU under ArcFace as well, as ABRA's nearest relative.
 METHODS = {
@@ -45,12 +45,13 @@ METHODS = {
     "mixstyle": {"layers": "mixstyle", "probability": 0.5, "alpha": 0.1},
     "csu": {"layers": "csu", "probability": 0.5, "alpha": 0.3},
     "adv_style": {"layers": "adv_style", "penalty": 10.0},
-    "adv_bn": {"head": "adv_bn", "radius": 1.1, "step_size": 0.2},
+    "adv_bn": {"head": "adv_bn", "box": 1.1, "step_size": 0.2},
+    "erm_of_experiments": PAIRS,  # the mini-batches of the next three, without a penalty
     "coral": PAIRS | {"objective": "coral", "penalty": 1.0},
     "irm": PAIRS | {"objective": "irm", "penalty": 1.0},
-    "group_dro": PAIRS | {"objective": "group_dro", "penalty": 0.01},
+    "group_dro": {"objective": "group_dro", "penalty": 0.01},
     "vrex": PAIRS | {"objective": "vrex", "penalty": 10.0},
-    "dann": PAIRS | {"objective": "dann", "penalty": 1.0},
+    "dann": {"objective": "dann", "penalty": 1.0},
     "ben": {"batches": "experiment", "batch_statistics": True},
     "mixup": {"mix": "mixup", "alpha": 0.2},
     "cutmix": {"mix": "cutmix", "alpha": 1.0},
@@ -137,11 +138,12 @@ SPACES = {
     "margin": (0.1, 0.2, 0.3, 0.5),
     "scale": (8.0, 12.0, 16.0, 24.0),
     "radius": (0.05, 0.15, 0.5, 1.0),
+    "box": (0.2, 0.5, 0.8, 1.1),
     "probability": (0.1, 0.25, 0.5, 1.0),
     "alpha": (0.1, 0.3, 1.0),
     "penalty": (0.01, 0.1, 1.0, 10.0, 100.0),
 }
-OWN = ("radius", "probability", "alpha", "penalty", "margin", "scale")
+OWN = ("radius", "box", "probability", "alpha", "penalty", "margin", "scale")
 
 
 def method_settings(method, **changes):

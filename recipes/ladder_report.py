@@ -13,6 +13,7 @@ from paired_bootstrap import paired_bootstrap
 
 BASELINES = ("erm", "arcface", "dsu")
 TEST_TIME = ("adabn", "nearest_class", "tvn")
+TOGETHER = "\u2020"  # a dagger
 
 
 def write_report(results, output, command, more=()):
@@ -78,6 +79,7 @@ def main_table(results):
             row[name] = np.mean([r.get("embedding", {}).get(name, np.nan) for _, r in own])
         row["epochs"] = np.mean([r["epochs"] for _, r in own])
         row |= _costs(results, own)
+        row["together"] = _takes_together(own[0][0]["settings"])
         row["at_most"] = sum(r["at_most"] for _, r in own)
         row["diverged"] = sum(r["diverged"] for _, r in own)
         rows.append(row)
@@ -135,6 +137,11 @@ def _costs(results, own):
     return {name: np.mean(v) if v else np.nan for name, v in (("cost_counted", counted), ("cost_timed", timed))}
 
 
+def _takes_together(settings):
+    """Whether the method needs images of an experiment, or controls of a plate, together at test time."""
+    return bool(settings.get("batch_statistics")) or settings.get("normalize", "image") != "image"
+
+
 def markdown(results, table, at_test_time, command, more=()):
     """The page."""
     cell = results[0][0]
@@ -165,6 +172,8 @@ def markdown(results, table, at_test_time, command, more=()):
         numbers[2] = f"**{numbers[2]}**"
         costs = [_number(row["epochs"], 0), _number(row["cost_counted"], 2), _number(row["cost_timed"], 2)]
         lines.append(f"| {_name(row)} | " + " | ".join(numbers + costs) + " |")
+    if table["together"].any():
+        lines += ["", f"{TOGETHER} takes images of a test experiment, or controls of its plates, together, no labels."]
     lines += [
         *more,
         "",
@@ -219,7 +228,7 @@ def _name(row):
     notes = [
         f"{row[k]} {text}" for k, text in (("at_most", "at the epochs' limit"), ("diverged", "diverged")) if row[k]
     ]
-    return row["method"] + (f" ({', '.join(notes)})" if notes else "")
+    return row["method"] + TOGETHER * row["together"] + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _intervals(row, names):

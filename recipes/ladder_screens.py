@@ -10,7 +10,7 @@ from normalization import normalization
 from real_screens import write_digits, write_painted
 
 from tfrecords import (
-    batches_across,
+    batches_of_experiments,
     batches_within,
     build_records,
     cutmix,
@@ -80,7 +80,7 @@ def training_data(records, settings, seed, classes, experiments):
     batches = {
         "random": lambda: None,
         "experiment": lambda: batches_within("experiment"),
-        "across": lambda: batches_across(TOGETHER, size // TOGETHER),
+        "experiments": lambda: batches_of_experiments(TOGETHER),
     }[settings["batches"]]()
     data = read_records(
         records,

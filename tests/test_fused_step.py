@@ -157,7 +157,7 @@ def with_scales(structure, **kwargs):
 
 LEARNED = {
     "alone": {},
-    "shared part": {"shared_by": "experiment", "perturbed_share": 0.5},
+    "shared part": {"shared_by": "experiment", "perturbed_share": 0.75},
 }
 
 

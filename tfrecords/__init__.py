@@ -22,6 +22,7 @@ _HOME = {
     "random_batches": "composition",
     "batches_within": "composition",
     "batches_across": "composition",
+    "batches_of_experiments": "composition",
     "batches_with_controls": "composition",
     "batches_from_shares": "shares",
     "channel_statistics": "normalize",

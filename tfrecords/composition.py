@@ -45,10 +45,10 @@ def random_batches():
 def batches_within(group):
     """Every batch is of one experiment or of one plate, so that batch normalization sees one experimental batch.
 
-    After Lin & Lu 2022 (BEN, bioRxiv 2022.10.14.512286); the fifth of the Kaggle competition found the accuracy of an
-    early model to rise from 40 % (random) to 60 % (experiment) and 70 % (plate), with batch statistics at test time
-    too. In training each group's last, smaller batch is left out, of other sites in each epoch; without training it is
-    kept or, with `pad`, filled with unscored sites of the same group.
+    After Lin & Lu 2022 (BEN, bioRxiv 2022.10.14.512286), whose code takes plates; the fifth of the Kaggle competition
+    found the accuracy of an early model to rise from 40 % (random) to 60 % (experiment) and 70 % (plate), with batch
+    statistics at test time too. In training each group's last, smaller batch is left out, of other sites in each epoch;
+    without training it is kept or, with `pad`, filled with unscored sites of the same group.
 
     Args:
         group: `"experiment"` or `"plate"`.
@@ -76,10 +76,7 @@ def batches_across(experiments, classes):
 
     def compose(sites, batch_size, *, shuffle, drop):
         if not shuffle or not drop:
-            raise ValueError(
-                "batches_across draws sites at random and so does not visit all: pass training=True without pad or "
-                "drop_remainder=False, and read evaluation data with other batches."
-            )
+            raise ValueError(_draws("batches_across"))
         if experiments * classes != batch_size:
             raise ValueError(
                 f"batches_across({experiments}, {classes}) makes batches of {experiments * classes} sites; received "
@@ -117,6 +114,54 @@ def batches_across(experiments, classes):
         return Plan(rounds * turns, draw, rounds * turns * batch_size)
 
     return compose
+
+
+def batches_of_experiments(experiments):
+    """Every batch is of a few experiments, each with as many sites: what a penalty between experiments needs.
+
+    As WILDS's group loader has it (p-lambda/wilds, `GroupSampler`): in each step other experiments, and of each of them
+    other sites, all drawn anew; an epoch has as many steps as there are whole batches of sites. So a site may come not
+    at all or twice. An experiment with fewer sites than its part repeats them. For training.
+
+    Args:
+        experiments: number of experiments in a batch; `batch_size` is a multiple of it.
+    """
+
+    def compose(sites, batch_size, *, shuffle, drop):
+        if not shuffle or not drop:
+            raise ValueError(_draws("batches_of_experiments"))
+        experiment, names = _number(sites, ["experiment"])
+        if not 1 <= experiments <= len(names) or batch_size % experiments:
+            raise ValueError(
+                f"batches_of_experiments({experiments}) needs so many experiments, and the split has {len(names)}, and "
+                f"a batch_size that is a multiple of {experiments}; received batch_size={batch_size}."
+            )
+        rows = tf.constant(np.argsort(experiment, kind="stable"))
+        counts = np.bincount(experiment)
+        starts = counts.cumsum() - counts
+        steps, part = len(sites) // batch_size, batch_size // experiments
+
+        def draw(seed, epoch):
+            seeds = fold_seeds(seed, epoch, 2)
+            chosen = tf.argsort(_bits(seeds[0], (steps, len(names))), axis=1, stable=True)[:, :experiments]
+            keys = _bits(seeds[1], (steps, experiments, int(counts.max())))
+            count = tf.gather(counts, chosen)[..., None]
+            there = tf.range(int(counts.max()), dtype=tf.int64) < count
+            order = tf.argsort(tf.where(there, keys, keys.dtype.max), axis=2, stable=True)
+            turn = tf.range(part, dtype=tf.int64) % count  # repeats where there are fewer
+            place = tf.gather(tf.cast(order, tf.int64), turn, axis=2, batch_dims=2)
+            return tf.gather(rows, tf.reshape(tf.gather(starts, chosen)[..., None] + place, (steps, batch_size)))
+
+        return Plan(steps, draw, steps * batch_size)
+
+    return compose
+
+
+def _draws(name):
+    return (
+        f"{name} draws sites at random and so does not visit all: pass training=True without pad or "
+        "drop_remainder=False, and read evaluation data with other batches."
+    )
 
 
 def batches_with_controls(controls):

@@ -69,8 +69,8 @@ def read_records(
             of this epoch and no other, and its cardinality that of the rest: Keras takes one length for all epochs of a
             `fit`. So `fit(rest, initial_epoch=e, epochs=e + 1)`, then `fit` with a dataset of `first_epoch` e + 1.
         batches: which sites share a batch, see `tfrecords.composition`: `random_batches()` (default),
-            `batches_within(group)`, `batches_across(experiments, classes)`, `batches_with_controls(controls)`,
-            `batches_from_shares(workers)`.
+            `batches_within(group)`, `batches_across(experiments, classes)`, `batches_of_experiments(experiments)`,
+            `batches_with_controls(controls)`, `batches_from_shares(workers)`.
         drop_remainder: leave out the last batch (of each group) where it is not full. Default: in training, unless
             `pad`.
         pad: fill batches that are not full with sites of weight 0, and give the weights: every batch has the static

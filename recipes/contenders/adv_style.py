@@ -6,6 +6,27 @@ from contenders.restyle import restyle
 from keras_abra.feature_statistics import EPSILON, feature_statistics
 
 
+class AdversaryBySGD(keras.optimizers.AdamW):
+    """AdamW for the network, and for the learned spreads of `AdvStyle` plain gradient steps without decay.
+
+    Args:
+        adversary_rate: of these. Default: 1e-3, the rate of AdvStyle's published training.
+        *args, **kwargs: of `keras.optimizers.AdamW`. Its `exclude_from_weight_decay` is to name `ADVERSARY`.
+    """
+
+    ADVERSARY = "spread_change"
+
+    def __init__(self, *args, adversary_rate=1e-3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.adversary_rate = adversary_rate
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self.ADVERSARY in variable.name:  # TensorFlow gives its own variables, which have no path
+            self.assign_sub(variable, self.adversary_rate * gradient)
+        else:
+            super().update_step(gradient, variable, learning_rate)
+
+
 class AdvStyle(keras.layers.Layer):
     """Draws new channel statistics whose spread is learned, by gradient reversal, to raise the loss.
 
@@ -16,11 +37,11 @@ class AdvStyle(keras.layers.Layer):
     spread over the mini-batch); `a` starts at the spread of the first mini-batch. Zhang et al., "Adversarial Style
     Augmentation for Domain Generalization" (arXiv 2301.12643); YBZh/AdvStyle.
 
-    What the optimizer sees is the difference to that start, so that weight decay pulls there and not to zero.
+    What the optimizer sees is the difference to that start. Train it with `AdversaryBySGD`, as theirs is: steps of Adam
+    have one size whatever the weight and the gradient, and at a rate for training from scratch are mostly noise.
 
     Args:
-        weight: factor of the reversed gradient. Adam cancels most of it. Default: 10, the one of their experiments; the
-            class's own default is 1.
+        weight: factor of the reversed gradient. Default: 10, that of their experiments; the class's own default is 1.
         seed: integer, for reproducible draws.
     """
 
@@ -31,7 +52,7 @@ class AdvStyle(keras.layers.Layer):
 
     def build(self, input_shape):
         shape = (2, input_shape[-1])
-        self.change = self.add_weight(shape=shape, initializer="zeros", dtype="float32", name="change")
+        self.change = self.add_weight(shape=shape, initializer="zeros", dtype="float32", name=AdversaryBySGD.ADVERSARY)
         self.start = self.add_weight(
             shape=shape, initializer="zeros", dtype="float32", trainable=False, name="first_spread"
         )

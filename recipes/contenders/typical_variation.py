@@ -10,8 +10,11 @@ def typical_variation(embeddings, controls, experiments, ridge=0.5):
     2. Within each experiment, centring on its controls, then `x (C_e + ridge I)^(-1/2) (C + ridge I)^(1/2)`, with `C_e`
        the covariance of the experiment's controls and `C` that of all (CORAL).
 
-    Ando, McLean & Berndl, "Improving Phenotypic Measurements in High-Content Imaging Screens", bioRxiv 161422 (2017);
-    steps and ridge as in Recursion's EFAAR benchmarking. Uses no labels, but each experiment's controls together.
+    Ando, McLean & Berndl, "Improving Phenotypic Measurements in High-Content Imaging Screens", bioRxiv 161422 (2017).
+    Ridge as in Recursion's EFAAR benchmarking, which scales before it finds the axes, does not centre again within an
+    experiment and does not multiply by `(C + ridge I)^(1/2)`. It needs many controls: of few, as the drawn screens'
+    eight in an experiment, small axes are noise that is made large. Uses no labels, but each
+    experiment's controls together.
 
     Args:
         embeddings: `(samples, dim)`, treatments and controls.

@@ -245,6 +245,50 @@ def test_every_contender_is_built_and_answers(method):
     assert {id(v) for v in contender.network.trainable_variables} <= trained  # what is scored is what is trained
 
 
+@pytest.mark.parametrize(
+    "method, kind, after",
+    [
+        ("dsu", "FeatureStatisticsUncertainty", ["stem", "stage1", "stage2", "stage3"]),
+        ("dsu_softmax", "FeatureStatisticsUncertainty", ["stem", "stage1", "stage2", "stage3"]),
+        ("mixstyle", "MixStyle", ["stem", "stage1", "stage2"]),
+        ("csu", "CorrelatedStyleUncertainty", ["stem", "stage1", "stage2", "stage3"]),
+        ("adv_style", "AdvStyle", ["stem", "stage1", "stage2", "stage3"]),
+    ],
+)
+def test_layers_stand_behind_the_stages_they_are_meant_for(method, kind, after):
+    network = build_contender(method_settings(method), (24, 24, 6), 4, ["RPE"], 2).network
+    flat = [*layers_of(network)]
+    found = [before.name for before, layer in zip(flat, flat[1:], strict=False) if type(layer).__name__ == kind]
+    assert found == after
+    plain = build_contender(method_settings("erm"), (24, 24, 6), 4, ["RPE"], 2).network
+    assert not any(type(layer).__name__ == kind for layer in layers_of(plain))
+
+
+def layers_of(model):
+    """In the order in which they are called, those of sub-models in the place of these; without inputs."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from layers_of(layer)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            yield layer
+
+
+def test_the_adversary_of_adv_style_and_the_discriminator_do_not_decay():
+    for method, name in (("adv_style", "spread_change"), ("dann", "discriminator")):
+        model = build_contender(method_settings(method), (24, 24, 6), 4, ["RPE", "RPE"], 2).model
+        decays = [v.path for v in model.trainable_variables if model.optimizer._use_weight_decay(v)]
+        assert any(name in v.path for v in model.trainable_variables) and decays
+        assert not [path for path in decays if name in path]
+
+
+def test_penalties_between_experiments_have_the_mini_batches_of_their_control():
+    own = {name: method_settings(name)["batches"] for name in METHODS}
+    assert {name for name, kind in own.items() if kind == "experiments"} == {
+        "erm_of_experiments", "coral", "irm", "vrex"
+    }  # fmt: skip
+    assert own["group_dro"] == own["dann"] == own["erm"] == "random"
+
+
 def test_abra_takes_the_margin_of_cosface():
     contender = build_contender(method_settings("abra_random:loss=cosface"), (24, 24, 6), 4, ["RPE"], 2)
     loss = contender.model.loss_function

@@ -3,7 +3,14 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from tfrecords.composition import batches_across, batches_with_controls, batches_within, permute, random_batches
+from tfrecords.composition import (
+    batches_across,
+    batches_of_experiments,
+    batches_with_controls,
+    batches_within,
+    permute,
+    random_batches,
+)
 
 EXPERIMENTS, PLATES, CLASSES = 5, 3, 12
 
@@ -39,6 +46,7 @@ ALL = {
     "experiment": (batches_within("experiment"), treatments(), 8),
     "plate": (batches_within("plate"), treatments(), 4),
     "across": (batches_across(2, 4), treatments(), 8),
+    "experiments": (batches_of_experiments(2), treatments(), 8),
     "controls": (batches_with_controls(2), table(), 6),
 }
 
@@ -140,6 +148,49 @@ def test_batches_across_hold_the_same_classes_in_each_experiment():
 def test_batches_across_that_cannot_be_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         batches_across(*arguments)(treatments(), **dict(shuffle=True, drop=True) | options)
+
+
+def test_batches_of_experiments_are_of_so_many_drawn_anew_and_of_any_class():
+    sites = treatments()
+    plan = batches_of_experiments(3)(sites, 12, shuffle=True, drop=True)
+    assert (plan.steps, plan.scored, plan.padded) == (len(sites) // 12, len(sites) // 12 * 12, 0)
+    trios, seen, kinds = set(), set(), []
+    for epoch in range(20):
+        for batch in steps(plan, epoch=epoch):
+            names = sites["experiment"][batch].to_numpy().reshape(3, 4)
+            assert all(len(set(row)) == 1 for row in names) and len(set(names[:, 0])) == 3
+            assert len(set(batch)) == 12
+            trios.add(tuple(sorted(names[:, 0])))
+            kinds.append(sites["label"][batch].nunique())
+        seen |= set(batch)
+    assert len(trios) == 10 and np.mean(kinds) > 6  # of 5 experiments, and of 12 classes; across: 4
+    assert {*sites["experiment"][[*seen]]} == {*sites["experiment"]}
+    counts = np.bincount(np.concatenate([steps(plan, epoch=epoch).ravel() for epoch in range(200)]))
+    each = sites.assign(times=counts).groupby("experiment")["times"]
+    assert (each.max() < 1.6 * each.min()).all() and each.sum().max() < 1.1 * each.sum().min()
+
+
+def test_an_experiment_of_few_sites_repeats_them():
+    sites = treatments()
+    few = sites[(sites["experiment"] != "E2") | (sites.index == sites.index[sites["experiment"] == "E2"][0])]
+    few = few.reset_index(drop=True)
+    (row,) = np.flatnonzero(few["experiment"] == "E2")
+    rows = steps(batches_of_experiments(5)(few, 10, shuffle=True, drop=True))
+    assert ((rows == row).sum(axis=1) == 2).all()
+
+
+@pytest.mark.parametrize(
+    "experiments, options, message",
+    [
+        (6, dict(batch_size=6), "needs so many experiments, and the split has 5"),
+        (0, dict(batch_size=6), "needs so many experiments, and the split has 5"),
+        (4, dict(batch_size=6), "a batch_size that is a multiple of 4; received batch_size=6"),
+        (2, dict(batch_size=6, shuffle=False), "batches_of_experiments draws sites .* read evaluation data with other"),
+    ],
+)
+def test_batches_of_experiments_that_cannot_be_are_refused(experiments, options, message):
+    with pytest.raises(ValueError, match=message):
+        batches_of_experiments(experiments)(treatments(), **dict(shuffle=True, drop=True) | options)
 
 
 def test_controls_of_the_same_plate_are_shown_and_not_scored():

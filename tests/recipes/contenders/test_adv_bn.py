@@ -75,3 +75,18 @@ def test_the_search_moves_no_state():
     one.search(one.prefix(ops.convert_to_tensor(IMAGES)), LABELS)
     for old, new in zip(before, one.variables, strict=True):
         np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
+
+
+def test_the_loss_is_that_of_both_branches_each_whole():
+    one = model()
+    z, labels = one.prefix(ops.convert_to_tensor(IMAGES)), ops.convert_to_tensor(LABELS)
+    worst = scale_batch_statistics(z, *one.search(z, labels))
+
+    def cross_entropy(network, x):
+        logits = ops.convert_to_numpy(network(x, training=True)).astype("float64")
+        return (np.log(np.exp(logits).sum(1)) - logits[np.arange(16), LABELS]).mean()
+
+    wanted = cross_entropy(one.suffix, z) + cross_entropy(one.adversarial, worst)
+    again = model()
+    found = again.compute_loss(y=labels, y_pred=again(ops.convert_to_tensor(IMAGES), training=True))
+    assert float(found) == pytest.approx(wanted, rel=1e-4)

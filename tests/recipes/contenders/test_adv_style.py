@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from contenders.adv_style import AdvStyle
+from contenders.adv_style import AdversaryBySGD, AdvStyle
 from keras import ops
 
 RANDOM = np.random.default_rng(0)
@@ -50,6 +50,29 @@ def test_the_scale_climbs_the_loss_that_weights_descend():
     # d/da of mean(x'^2) = mean over samples and channels of mu'^2 + sigma'^2; reversed and doubled.
     slope = [2 * (z * (s + z * a)).sum(0) / 18 for z, s, a in zip(NOISE, (MU, SIGMA), SPREAD, strict=True)]
     np.testing.assert_allclose(ops.convert_to_numpy(layer.change), 0.01 * 2 * np.array(slope), rtol=1e-2)
+
+
+@pytest.mark.parametrize("weight", [1.0, 10.0])
+def test_steps_of_the_scale_go_by_gradient_and_weight_and_those_of_the_network_by_adam(weight):
+    inputs = keras.Input(X.shape[1:])
+    layer = built(weight=weight)
+    layer.call = lambda x, training=None: layer.perturb(x, TENSORS[1], 0.5)
+    dense = keras.layers.Dense(48, kernel_initializer="identity", use_bias=False)
+    model = keras.Model(inputs, dense(keras.layers.Flatten()(layer(inputs))))
+    model.compile(AdversaryBySGD(0.01, weight_decay=0.0, adversary_rate=0.001), "mse")
+    model.train_on_batch(X, np.zeros((6, 48), "float32"))
+    slope = [2 * (z * (s + z * a)).sum(0) / 18 for z, s, a in zip(NOISE, (MU, SIGMA), SPREAD, strict=True)]
+    np.testing.assert_allclose(ops.convert_to_numpy(layer.change), 0.001 * weight * np.array(slope), rtol=1e-2)
+    step = np.abs(ops.convert_to_numpy(dense.kernel) - np.eye(48))
+    np.testing.assert_allclose(step.max(), 0.01, rtol=1e-3)  # Adam's first step
+
+
+def test_thirds_are_equally_often():
+    layer = built()
+    layer.start.assign(np.zeros((2, 3)))
+    layer.started.assign(1.0)  # the learned scale is 0: the same as unchanged
+    moved = [np.abs(ops.convert_to_numpy(layer(X, training=True)) - X).max() > 1e-3 for _ in range(60)]
+    assert 10 <= sum(moved) <= 30
 
 
 def test_nothing_moves_outside_training():

@@ -2,6 +2,7 @@ import numpy as np
 from contenders.group_dro import GroupDRO
 from keras import ops
 
+from tests.gradients import gradient
 from tests.recipes.contenders.reference import EXPERIMENTS, IDS, LABELS, LOGITS, risks
 
 
@@ -15,3 +16,17 @@ def test_the_shares_of_bad_experiments_grow_and_weigh_the_risks():
         shares /= shares.sum()
         np.testing.assert_allclose(found, sum(shares[e] * risk for e, risk in risks().items()), rtol=1e-5)
     np.testing.assert_allclose(ops.convert_to_numpy(objective.shares), shares, rtol=1e-5)
+
+
+def test_the_shares_are_constants_to_the_gradient():
+    objective = GroupDRO(EXPERIMENTS, step_size=5.0)
+    before = np.full(EXPERIMENTS, 1 / EXPERIMENTS)
+    slope = gradient(lambda logits: objective(logits, logits, LABELS, IDS), LOGITS)
+    shares = before.copy()
+    for e, risk in risks().items():
+        shares[e] *= np.exp(5.0 * risk)
+    shares /= shares.sum()
+    logits, ids = np.asarray(LOGITS, "float64"), np.asarray(IDS)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wanted = (p - np.eye(logits.shape[1])[np.asarray(LABELS)]) * (shares[ids] / np.bincount(ids)[ids])[:, None]
+    np.testing.assert_allclose(slope, wanted, rtol=1e-4, atol=1e-6)

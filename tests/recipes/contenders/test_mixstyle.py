@@ -2,6 +2,8 @@ import numpy as np
 from contenders.mixstyle import MixStyle
 from keras import ops
 
+from tests.gradients import gradient
+
 X = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 3)).astype("float32")
 
 
@@ -41,3 +43,24 @@ def test_every_sample_has_a_share_and_a_partner_of_its_own():
         assert fits
         shares.add(fits[0])
     assert len(shares) > 1
+
+
+def test_statistics_are_constants_to_the_gradient():
+    share, partner = np.full((4, 1), 0.4, "float32"), np.array([1, 0, 3, 2])
+    target = np.random.default_rng(1).normal(size=X.shape).astype("float32")
+    slope = gradient(
+        lambda x: ops.convert_to_tensor(target) * MixStyle().mix(x, ops.convert_to_tensor(share), partner), X
+    )
+    mu, sigma = statistics(X)
+    factor = share * sigma + (1 - share) * sigma[partner]
+    np.testing.assert_allclose(slope, target * (factor / sigma)[:, None, None], rtol=1e-3, atol=1e-4)
+
+
+def test_shares_are_of_the_beta_distribution():
+    layer, shares = MixStyle(probability=1.0, alpha=0.1, seed=2), []
+    layer.mix = lambda inputs, share, partner: shares.append(ops.convert_to_numpy(share).ravel()) or inputs
+    for _ in range(200):
+        layer(X, training=True)
+    shares = np.concatenate(shares)
+    # Beta(a, a) has variance 1 / (4 (2 a + 1)).
+    assert abs(shares.mean() - 0.5) < 0.06 and abs(shares.var() - 1 / 4.8) < 0.02
