@@ -1,5 +1,6 @@
 """The model that a method's settings make."""
 
+import functools
 from typing import NamedTuple
 
 import keras
@@ -75,7 +76,9 @@ def build_contender(settings, shape, classes, cell_types, warmup):
             model = ObjectiveModel(both, WinnerLoss(settings["margin"], settings["scale"]))
         elif "objective" in settings:
             model = ObjectiveModel(network, _objective(settings, len(cell_types), warmup))
-    make = AdversaryBySGD if settings.get("layers") == "adv_style" else keras.optimizers.AdamW
+    make = keras.optimizers.AdamW
+    if "adversary_rate" in settings:
+        make = functools.partial(AdversaryBySGD, adversary_rate=settings["adversary_rate"])
     optimizer = make(settings["learning_rate"], weight_decay=settings["weight_decay"])
     rival = getattr(getattr(model, "objective", None), "discriminator", None)  # DANN's
     optimizer.exclude_from_weight_decay(
@@ -113,7 +116,9 @@ def _with_layers(backbone, settings):
         "adv_style": lambda: AdvStyle(settings["penalty"]),
     }[settings["layers"]]
     # MixStyle early, as its paper found best: behind the first three stages; the others, as theirs have it, behind all.
-    stages = DSU["tiny_resnet"][:3] if settings["layers"] == "mixstyle" else DSU["tiny_resnet"]
+    stages = DSU["tiny_resnet"][: 3 if settings["layers"] == "mixstyle" else None]
+    if "behind" in settings:
+        stages = settings["behind"].split("+")
     first, *rest = cut_backbone(backbone, stages)
     x = first(backbone.input)
     for part in rest:

@@ -33,6 +33,7 @@ ADVERSARY = MARGIN | {
     "two_sided": False,
 }
 PAIRS = {"batches": "experiments"}  # penalties between experiments need several samples of each in a mini-batch
+EVERYWHERE = "stem+stage1+stage2+stage3"
 ARCFACE = MARGIN | {"head": "arcface"}
 # Feature statistics are perturbed under softmax, as published; DSU under ArcFace as well, as ABRA's nearest relative.
 METHODS = {
@@ -43,8 +44,8 @@ METHODS = {
     "dsu": ARCFACE | {"layers": "dsu", "probability": 0.5},
     "dsu_softmax": {"layers": "dsu", "probability": 0.5},
     "mixstyle": {"layers": "mixstyle", "probability": 0.5, "alpha": 0.1},
-    "csu": {"layers": "csu", "probability": 0.5, "alpha": 0.3},
-    "adv_style": {"layers": "adv_style", "penalty": 10.0},
+    "csu": {"layers": "csu", "behind": EVERYWHERE, "probability": 0.5, "alpha": 0.3},
+    "adv_style": {"layers": "adv_style", "behind": EVERYWHERE, "penalty": 10.0, "adversary_rate": 1e-3},
     "adv_bn": {"head": "adv_bn", "box": 1.1, "step_size": 0.2},
     "erm_of_experiments": PAIRS,  # the mini-batches of the next three, without a penalty
     "coral": PAIRS | {"objective": "coral", "penalty": 1.0},
