@@ -158,8 +158,8 @@ def markdown(results, table, at_test_time, command, more=()):
         "",
         f"Screens {screens}, seeds {seeds}; {screen}; rule of convergence {cell['rule']}. Accuracy in percent of "
         "sites, mean over trainings; worst: mean over trainings of the worst test experiment. Differences in points "
-        "with the paired bootstrap 95 % interval over screens, seeds and experiments (recipes/paired_bootstrap.py). "
-        "Cost: of a whole training, in ERM's, counted and in processor time.",
+        "with the paired bootstrap 95 % interval over screens, seeds and experiments (recipes/paired_bootstrap.py says "
+        "how often it holds with few screens). Cost: of a whole training, in ERM's, counted and in processor time.",
         "",
         "| method | id_test | val | **test** | sd | wells | worst | "
         + " | ".join(types)

@@ -10,7 +10,10 @@ def paired_bootstrap(differences, draws=4000, level=0.95, seed=0):
     is drawn anew is differences. Each draw takes screens with replacement, and in each of them seeds and experiments
     with replacement (an experiment for all seeds of its screen: it is hard or easy for each). The interval holds the
     middle `level` of the means, its distance from the mean widened by `sqrt(n / (n - 1))` for n screens: n drawn from n
-    vary that much too little. With one screen it says nothing about other screens.
+    vary that much too little. With one screen it says nothing about other screens. In simulations (12 experiments a
+    screen, 1,000 each; tests/recipes/test_paired_bootstrap.py has the model) it holds the truth 92 to 99 times of 100
+    with five screens of two seeds, 85 to 98 times with three of one, and 80 to 97 times with two: least where screens
+    differ most.
 
     Args:
         differences: a list with, for each screen, an array `(seeds, experiments)` of one method's accuracy minus the

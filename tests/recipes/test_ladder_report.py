@@ -86,3 +86,11 @@ def test_a_training_that_diverged_is_not_left_out_of_what_adapts():
     table = adaptive_table(results).set_index("method")
     assert table.loc["abra:radius=1.0", ["adabn", "tvn", "vs_erm", "vs_plain"]].isna().all()
     assert table.loc["erm", "adabn"] == pytest.approx(45)
+
+
+def test_methods_that_take_images_together_are_marked():
+    marked = [(one | {"settings": {"normalize": "plate"} if one["method"] == "erm" else {}}, r) for one, r in RESULTS]
+    page = markdown(marked, main_table(marked), adaptive_table(marked), "python")
+    assert "| erm\u2020 |" in page and "| abra:radius=1.0 |" in page
+    assert "\u2020 takes images of a test experiment, or controls of its plates, together, no labels." in page
+    assert "\u2020" not in markdown(RESULTS, main_table(RESULTS), adaptive_table(RESULTS), "python")

@@ -27,6 +27,16 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(spreads):
     assert 0.92 <= hits / 200 <= 0.995
 
 
+@pytest.mark.parametrize("screens, least, most", [(2, 0.74, 0.88), (3, 0.78, 0.92)])
+def test_of_few_screens_that_differ_much_it_promises_too_much(screens, least, most):
+    rng = np.random.default_rng(2)
+    hits = 0
+    for seed in range(300):
+        _, low, high = paired_bootstrap(made(rng, screens, 1, 12, (3, 2, 2, 3)), draws=300, seed=seed)
+        hits += low <= 1.5 <= high
+    assert least <= hits / 300 <= most
+
+
 def test_known_cases():
     mean, low, high = paired_bootstrap([np.full((2, 3), 4.0), np.full((1, 2), 2.0)])
     assert mean == 3 and low == pytest.approx(3 - 2**0.5) and high == pytest.approx(3 + 2**0.5)
