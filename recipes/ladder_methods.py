@@ -36,6 +36,7 @@ PAIRS = {"batches": "experiments"}  # penalties between experiments need several
 EVERYWHERE = "stem+stage1+stage2+stage3"
 ARCFACE = MARGIN | {"head": "arcface"}
 # Feature statistics are perturbed under softmax, as published; DSU under ArcFace as well, as ABRA's nearest relative.
+# (DSU's deviations stay within 0.1 and 10 times their own, as ABRA's do; in its own code they may change sign.)
 METHODS = {
     "erm": {},
     "arcface": ARCFACE,
