@@ -5,6 +5,8 @@ from keras import ops
 class AnnealedPenalty(keras.layers.Layer):
     """The weight of a penalty: 1 for the first steps, then `weight`, as IRM's and V-REx's code has it.
 
+    DomainBed does so for 500 steps of a pretrained network, and then starts its optimizer anew, which is left out here.
+
     Args:
         weight: >= 0, of the penalty.
         anneal_steps: number of training steps with weight 1.
