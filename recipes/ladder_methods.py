@@ -33,6 +33,7 @@ ADVERSARY = MARGIN | {
     "two_sided": False,
 }
 PAIRS = {"batches": "experiments"}  # penalties between experiments need several samples of each in a mini-batch
+BEN = {"batches": "experiment", "batch_statistics": True}
 EVERYWHERE = "stem+stage1+stage2+stage3"
 ARCFACE = MARGIN | {"head": "arcface"}
 # Feature statistics are perturbed under softmax, as published; DSU under ArcFace as well, as ABRA's nearest relative.
@@ -54,7 +55,7 @@ METHODS = {
     "group_dro": {"objective": "group_dro", "penalty": 0.01},
     "vrex": PAIRS | {"objective": "vrex", "penalty": 10.0},
     "dann": {"objective": "dann", "penalty": 1.0},
-    "ben": {"batches": "experiment", "batch_statistics": True},
+    "ben": BEN,
     "mixup": {"mix": "mixup", "alpha": 0.2},
     "cutmix": {"mix": "cutmix", "alpha": 1.0},
     "gain_and_bias": {"augment": "gain_and_bias"},
@@ -81,6 +82,7 @@ VARIANTS = {
     "part": {"perturbed_share": 0.5},
     "ramp_radius": {"ramp_radius": True},
     "perturbed_weight=0.3": {"perturbed_weight": 0.3},
+    "ben": BEN,
 }
 ONLY_ADVERSARIES = {
     "steps=3": {"steps": 3},

@@ -230,6 +230,7 @@ SEARCHES += [
     "domain_cell_type+radius=1+zero_start",
     "norms=auxiliary",
     "norms=moving",
+    "ben",
 ]
 SEARCHES += ["norms=clean+shared+domain_cell_type+radius=1"]
 
