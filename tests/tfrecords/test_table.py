@@ -155,3 +155,17 @@ def test_without_pyarrow_a_parquet_table_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"needs pyarrow: `pip install 'keras-abra\[parquet\]'`"):
         read_table(tmp_path / "wells.parquet", ["a"])
+
+
+def test_of_a_parquet_table_no_more_is_read_than_is_kept(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs pyarrow, of the extra `parquet`")
+    pd.DataFrame({name: ["1", "2"] for name in ("a", "b", "feature_1", "feature_2")}).to_parquet(tmp_path / "w.parquet")
+    whole, asked = parquet.read_table, []
+
+    def read(path, columns):
+        asked.append(columns)
+        return whole(path, columns=columns)
+
+    monkeypatch.setattr(parquet, "read_table", read)
+    assert list(read_table(tmp_path / "w.parquet", ["b"], optional=["a", "c"])["b"]) == ["1", "2"]
+    assert asked == [["b", "a"]]
