@@ -52,8 +52,8 @@ METHODS = {
     "erm_of_experiments": PAIRS,  # the mini-batches of the next three, without a penalty
     "coral": PAIRS | {"objective": "coral", "penalty": 1.0},
     "irm": PAIRS | {"objective": "irm", "penalty": 1.0},
-    "group_dro": {"objective": "group_dro", "penalty": 0.01},
     "vrex": PAIRS | {"objective": "vrex", "penalty": 10.0},
+    "group_dro": {"objective": "group_dro", "penalty": 0.01},
     "dann": {"objective": "dann", "penalty": 1.0},
     "ben": BEN,
     "mixup": {"mix": "mixup", "alpha": 0.2},

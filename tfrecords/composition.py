@@ -25,6 +25,10 @@ class Plan(NamedTuple):
     padded: int = 0
     starts: tuple | None = None
 
+    def weighted(self, batch_size, pad):
+        """Whether batches have weights: to be filled, or with sites that are context."""
+        return pad or self.steps * batch_size > self.scored + self.padded
+
     def share(self, number, workers, sites):
         """The rows, as a slice of `sites` many, that worker `number` of so many may be asked for."""
         if self.starts is None or len(self.starts) != workers + 1:

@@ -45,7 +45,7 @@ def site_ids_of_step(
         )
     with tf.device("CPU:0"):
         rows = plan.rows(seed, epoch)[step].numpy()
-    if not pad and plan.padded and plan.steps * batch_size == plan.scored + plan.padded:
+    if not plan.weighted(batch_size, pad):  # what fills the last batch is left out of it
         rows = rows[rows >= 0]
     return [sites["site_id"].iloc[max(row, ~row)] for row in rows.tolist()]
 

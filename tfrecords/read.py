@@ -125,7 +125,7 @@ def read_records(
             f"last of them, pass first_epoch={first_epoch + 1} and no first_step."
         )
     places = plan.steps * batch_size
-    weighted = pad or places > plan.scored + plan.padded
+    weighted = plan.weighted(batch_size, pad)
     ragged = plan.padded and not weighted
     number, workers = worker
     if ragged and workers > 1:

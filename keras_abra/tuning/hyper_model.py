@@ -64,8 +64,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         num_classes: integer of at least 2.
         stages: lists of layer names to perturb after; the choice among them is searched. `[]` is the margin loss alone.
         search: names of the hyperparameters to search, or a dict from name to space: `(low, high)`, a list of choices,
-            or None for the default space. Default: all of them.
-            Stages are lists of names out of `stages`.
+            or None for the default space (of stages, lists out of `stages`). Default: all of them.
         fixed: dict from name to value: hyperparameters that are not searched. What is in neither has the default.
         optimizer: function of `(learning_rate, weight_decay)` that makes the optimizer. Default
             `keras.optimizers.AdamW`.

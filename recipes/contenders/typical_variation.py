@@ -13,8 +13,8 @@ def typical_variation(embeddings, controls, experiments, ridge=0.5):
     Ando, McLean & Berndl, "Improving Phenotypic Measurements in High-Content Imaging Screens", bioRxiv 161422 (2017).
     Ridge as in Recursion's EFAAR benchmarking, which scales before it finds the axes, does not centre again within an
     experiment and does not multiply by `(C + ridge I)^(1/2)`. It needs many controls: of few, as the drawn screens'
-    eight in an experiment, small axes are noise that is made large. Uses no labels, but each
-    experiment's controls together.
+    eight in an experiment, small axes are noise that is made large. Uses no labels, but each experiment's
+    controls together.
 
     Args:
         embeddings: `(samples, dim)`, treatments and controls.

@@ -1,40 +1,16 @@
 import numpy as np
 import pytest
-from paired_bootstrap import paired_bootstrap
-
-
-def made(rng, screens, seeds, experiments, spreads, mean=1.5):
-    """Differences with known spreads between screens, seeds and experiments, and of what is left."""
-    a, b, c, d = spreads
-    shape = (seeds, experiments)
-    return [
-        mean
-        + a * rng.normal()
-        + b * rng.normal(size=(seeds, 1))
-        + c * rng.normal(size=shape[1])
-        + d * rng.normal(size=shape)
-        for _ in range(screens)
-    ]
+from paired_bootstrap import coverage, paired_bootstrap, simulate
 
 
 @pytest.mark.parametrize("spreads", [(2, 1, 2, 3), (1, 2, 3, 4)])
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(spreads):
-    rng = np.random.default_rng(1)
-    hits = 0
-    for seed in range(200):
-        _, low, high = paired_bootstrap(made(rng, 5, 2, 8, spreads), draws=400, seed=seed)
-        hits += low <= 1.5 <= high
-    assert 0.92 <= hits / 200 <= 0.995
+    assert 0.92 <= coverage(5, 2, spreads, experiments=8, runs=200, draws=400, seed=1) <= 0.995
 
 
 @pytest.mark.parametrize("screens, least, most", [(2, 0.74, 0.88), (3, 0.78, 0.92)])
 def test_of_few_screens_that_differ_much_it_promises_too_much(screens, least, most):
-    rng = np.random.default_rng(2)
-    hits = 0
-    for seed in range(300):
-        _, low, high = paired_bootstrap(made(rng, screens, 1, 12, (3, 2, 2, 3)), draws=300, seed=seed)
-        hits += low <= 1.5 <= high
-    assert least <= hits / 300 <= most
+    assert least <= coverage(screens, 1, (3, 2, 2, 3), runs=300, seed=2) <= most
 
 
 def test_known_cases():
@@ -54,7 +30,7 @@ def test_seeds_and_experiments_are_drawn_as_wholes():
 
 
 def test_the_same_seed_gives_the_same_interval():
-    differences = made(np.random.default_rng(0), 3, 2, 4, (1, 1, 1, 1))
+    differences = simulate(np.random.default_rng(0), 3, 2, 4, (1, 1, 1, 1))
     assert paired_bootstrap(differences, draws=100) == paired_bootstrap(differences, draws=100)
     assert paired_bootstrap(differences, draws=100) != paired_bootstrap(differences, draws=100, seed=1)
 
