@@ -10,7 +10,10 @@ import tensorflow as tf
 from tfrecords import preprocess
 from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.frames import FOOTER, HEADER
+from tfrecords.normalize import normalizer
 from tfrecords.order import Passes
+from tfrecords.read import check_options
+from tfrecords.remote import is_remote
 from tfrecords.splits import VAL_EXPERIMENTS
 from tfrecords.views import make_views
 
@@ -21,6 +24,7 @@ _SHUFFLE_BYTES = 512 * 2**20
 _MOST_SHUFFLED = 8192
 # Header and trailer around nothing.
 _SMALLEST_GZIP = 20
+_GZIP = b"\x1f\x8b"  # first two bytes
 # RxRx1's training experiments are those up to this number.
 _LAST_TRAINING = {"HEPG2": 7, "HUVEC": 16, "RPE": 7, "U2OS": 3}
 _NAME = re.compile(r"(?P<experiment>(?P<cell_type>[A-Z0-9]+)-(?P<number>\d+))_p(?P<plate>\d+)_s(?P<site>\d+)\.tfrecord")
@@ -55,51 +59,67 @@ def read_published(
             `train`, `id_test`, `val` or `test` as RxRx1-WILDS has them.
         batch_size: sites in a batch.
         image_shape: (height, width, channels) of the records. Default: RxRx1's.
-        count: number of records, if it is known; the length of the dataset is known then.
+        count: number of records, if it is known; the length of the dataset is known then. Another number than there
+            are stops the reading.
         training: shuffle, augment, leave out the last batch where it is not full.
         seed, first_epoch, augment, dtype: as for `read_records`.
-        normalize: function of the images.
+        normalize: function of the images, or None, as for `read_records`.
         metadata: as for `read_records`; `site_id` and `well_id` are put together from the other keys.
 
     Returns:
         tf.data.Dataset as of `read_records`. A label is the record's `sirna`, 0 to 1107.
 
     Raises:
-        ValueError: if there are no such files, or one is cut to nothing. While iterating, a
-            `tf.errors.InvalidArgumentError` for a record without a label, which `metadata` allows, and for a damaged
-            file, which it names.
+        ValueError: if there are no such files, one is cut to nothing or not compressed, `count` is less than a batch in
+            training, or for options that `read_records` refuses. While iterating, a `tf.errors.InvalidArgumentError`
+            for a record without a label, which `metadata` allows, for images of another size than `image_shape`, for a
+            damaged file, which it names, and in training for fewer records than a batch.
     """
+    check_options(batch_size, seed, first_epoch, dtype)
+    if normalize is not None and not callable(normalize):
+        raise ValueError(f"normalize must be a function of images or None; received {type(normalize)}.")
+    if training and count is not None and count < batch_size:
+        raise ValueError(_too_few(split, batch_size))
     leave_gpu_to_backend()
     paths = [str(path) for path in published_files(folder, split)]
     sizes = [_unpacked_size(path) for path in paths]
     passes = Passes(first_epoch)
+    whole = training or (count is not None and count % batch_size == 0)
+    normalized = normalizer(normalize, None)
 
-    def load(epoch, step, records):
+    def load(epoch, step, records, last):
+        records = tf.ensure_shape(records, (batch_size if whole else None,))
         features = {key: tf.io.FixedLenFeature([], tf.string) for key in _TEXTS}
         features |= {key: tf.io.FixedLenFeature([], tf.int64) for key in ("plate", "site")}
         parsed = tf.io.parse_example(records, features | {"sirna": tf.io.FixedLenFeature([], tf.int64, -1)})
-        pixels = tf.io.decode_raw(parsed.pop("image"), tf.uint8)
-        images = tf.ensure_shape(tf.reshape(pixels, (-1, *image_shape)), (records.shape[0], *image_shape))
+        images = _decode(parsed.pop("image"), image_shape)
         labels = tf.cast(parsed.pop("sirna"), tf.int32)
         seeds = tf.random.experimental.stateless_fold_in(tf.stack([seed, epoch]), step)
-        views = make_views(images, None, seeds, augment if training else None, lambda x, _: normalize(x), dtype)
+        views = make_views(images, None, seeds, augment if training else None, normalized, dtype)
         if metadata:
-            return views, labels, _with_ids(parsed)
+            return epoch, last, (views, labels, _with_ids(parsed))
         message = "A record has no siRNA. Sites without a label can be predicted, not trained on: pass metadata=True."
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(labels >= 0), [message])]):
-            return views, tf.identity(labels)
+            return epoch, last, (views, tf.identity(labels))
 
     def read_epoch(epoch):
         if training:
             records = _shuffled(paths, sizes, image_shape, seed, epoch)
         else:
             records = tf.data.Dataset.from_tensor_slices((paths, np.array(sizes, np.int64))).flat_map(_whole_file)
-        batches = records.batch(batch_size, training or (count is not None and count % batch_size == 0))
-        batches = batches.enumerate().map(lambda step, records: (epoch, step, records))
-        data = batches.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
-        return data.concatenate(_nothing(data.element_spec, lambda: passes.finish(epoch)))
+        if count is not None:
+            records = records.apply(tf.data.experimental.assert_cardinality(count))
+        batches = _one_behind(records.batch(batch_size, training), _too_few(split, batch_size))
+        batches = batches.enumerate().map(lambda step, batch: (epoch, step, *batch))
+        return batches.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
-    data = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch)
+    def hand_out(epoch, last, batch):
+        # The last stage and no parallel one: it runs when a batch is asked for, not when it is prefetched.
+        note = tf.cond(last, lambda: tf.group(passes.finish(epoch)), tf.no_op)
+        with tf.control_dependencies([note]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    data = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch).map(hand_out)
     if count is not None:
         steps = count // batch_size if training else -(-count // batch_size)
         data = data.apply(tf.data.experimental.assert_cardinality(steps))
@@ -111,11 +131,15 @@ def read_published(
 
 def published_files(folder, split):
     """Lists the files of a split, sorted. Arguments and errors as of `read_published`."""
+    if is_remote(folder):
+        raise ValueError(f"{folder} is a URL: published records are read from a folder. Copy them first (gsutil cp).")
     folder = Path(folder)
-    for name in ("random-42", "by_exp_plate_site-42"):
-        if (folder / name).is_dir():
-            folder = folder / name
-            break
+    layouts = [folder / name for name in ("random-42", "by_exp_plate_site-42") if (folder / name).is_dir()]
+    if len(layouts) == 2:
+        raise ValueError(
+            f"{str(folder)!r} holds both layouts, whose splits differ. Name one: {' or '.join(map(str, layouts))}."
+        )
+    folder = (layouts or [folder])[0]
     named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("*.tfrecord"))]
     if any(match for _, match in named):
         files = [path for path, match in named if match and _split_of(match) == split]
@@ -141,6 +165,11 @@ def _unpacked_size(path):
     if size < _SMALLEST_GZIP:
         raise ValueError(f"{path} is no whole GZIP file: it has {size} bytes. Download it again.")
     with open(path, "rb") as file:
+        if file.read(2) != _GZIP:
+            raise ValueError(
+                f"{path} is not compressed by GZIP, as published records are: it was unpacked when it was copied, or "
+                "is damaged. Download it again as it is."
+            )
         file.seek(-4, os.SEEK_END)
         return int.from_bytes(file.read(), "little")
 
@@ -183,17 +212,31 @@ def _shuffled(paths, sizes, image_shape, seed, epoch):
     return records.shuffle(buffer, seed=draws[0], reshuffle_each_iteration=False)
 
 
-def _nothing(spec, at_end):
-    """An empty dataset that does something when it is asked for an element."""
+def _decode(texts, image_shape):
+    """uint8 `(batch, height, width, channels)` of raw bytes."""
+    sizes, expected = tf.strings.length(texts), int(np.prod(image_shape))
+    message = f"image_shape {tuple(image_shape)} means images of {expected} bytes. Found a record whose image has "
+    wrong = tf.strings.as_string(tf.gather(sizes, tf.argmax(sizes != expected, output_type=tf.int32)))
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(sizes == expected), [message, wrong])]):
+        images = tf.reshape(tf.io.decode_raw(texts, tf.uint8), (-1, *image_shape))
+    return tf.ensure_shape(images, (texts.shape[0], *image_shape))
 
-    def note(_):
-        with tf.control_dependencies([at_end()]):
-            return tf.constant(False)
 
-    def element(_):
-        return tf.nest.map_structure(lambda part: tf.zeros([size or 0 for size in part.shape], part.dtype), spec)
+def _one_behind(batches, message):
+    """Pairs of a batch of texts and whether it is the last one, each given when the next was looked for. So what is
+    wrong behind the last batch is found before that is handed out. An InvalidArgumentError where there is no batch."""
+    none = tf.zeros((0,), tf.string)
 
-    return tf.data.Dataset.range(1).filter(note).map(element)
+    def step(before, now):
+        last = tf.size(now) == 0
+        with tf.control_dependencies([tf.debugging.Assert(~last | (tf.size(before) > 0), [message])]):
+            return now, (tf.identity(before), last)
+
+    return batches.concatenate(tf.data.Dataset.from_tensors(none)).scan(none, step).skip(1)
+
+
+def _too_few(split, batch_size):
+    return f"The split {split} has fewer records than a batch of {batch_size}: no step would be left. Lower batch_size."
 
 
 def _with_ids(parsed):

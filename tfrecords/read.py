@@ -109,7 +109,7 @@ def read_records(
     folder = local_folder(dest)
     manifest = read_manifest(folder)
     sites = list_sites(folder, split, kinds, experiments, check=False)
-    _check(batch_size, seed, first_epoch, first_step, worker, dtype)
+    check_options(batch_size, seed, first_epoch, dtype, first_step, worker)
     _check_sites(split, sites, manifest, experiment_ids, metadata)
     if drop_remainder is None:
         drop_remainder = training and not pad
@@ -220,7 +220,8 @@ def _begin_rest(passes, epoch):
         return tf.constant(epoch, tf.int64)
 
 
-def _check(batch_size, seed, first_epoch, first_step, worker, dtype):
+def check_options(batch_size, seed, first_epoch, dtype, first_step=0, worker=(0, 1)):
+    """Raises the ValueError of `read_records` for options that are none, whatever the data."""
     integers = {"batch_size": (batch_size, 1), "seed": (seed, 0)}
     integers |= {"first_epoch": (first_epoch, 0), "first_step": (first_step, 0)}
     for name, (value, least) in integers.items():

@@ -1,3 +1,6 @@
+import shutil
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,6 +81,67 @@ def test_the_order_of_training_is_a_function_of_seed_and_epoch(shuffled, count):
     tf.random.set_seed(5)
     assert labels(read_published(shuffled, "train", seed=3, first_epoch=2, **options)) == epochs[2]
     assert labels(read_published(shuffled, "train", seed=4, **options)) != epochs[0]
+    data = iter(read_published(shuffled, "train", seed=3, **options).repeat())  # nobody asks behind the last batch
+    again = [tuple(next(data)[1].numpy()) for _ in range(9)]
+    assert [again[:3], again[3:6], again[6:]] == epochs
+
+
+def test_each_epoch_of_fit_has_its_own_order(shuffled):
+    """With a known length Keras asks for that many batches and for none behind them."""
+    seen = []
+
+    def loss(labels, outputs):
+        seen.append([int(label) for label in labels])
+        return keras.ops.mean(outputs)
+
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(12)])
+    model.compile("sgd", loss, run_eagerly=True)
+    options = dict(batch_size=4, image_shape=SHAPE, training=True)
+    model.fit(read_published(shuffled, "train", count=12, **options), epochs=3, verbose=0)
+    data = read_published(shuffled, "train", **options)
+    assert seen == [labels.numpy().tolist() for _ in range(3) for _, labels in data]
+
+
+@pytest.mark.parametrize("count, batch_size", [(10, 5), (8, 4), (13, 5), (16, 4)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_wrong_count_stops_the_reading(shuffled, count, batch_size, training):
+    options = dict(batch_size=batch_size, image_shape=SHAPE, training=training, count=count)
+    batches = iter(read_published(shuffled, "train", **options))
+    steps = count // batch_size if training else -(-count // batch_size)
+    with pytest.raises(tf.errors.FailedPreconditionError, match=f"{count} element"):
+        for _ in range(steps):  # as Keras does
+            next(batches)
+
+
+def test_images_of_another_size_are_refused(shuffled):
+    for shape in ((4, 4, 3), (2, 4, 6), (8, 4, 6)):
+        data = read_published(shuffled, "train", batch_size=4, image_shape=shape)
+        size = np.prod(shape)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"images of {size} bytes. Found .*has *.*96"):
+            next(iter(data))
+
+
+def test_fewer_records_than_a_batch_are_said(shuffled):
+    options = dict(batch_size=13, image_shape=SHAPE, training=True)
+    with pytest.raises(ValueError, match="fewer records than a batch of 13"):
+        read_published(shuffled, "train", count=12, **options)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="split train has fewer records than a batch of 13"):
+        list(read_published(shuffled, "train", **options))
+
+
+def test_options_are_those_of_other_records(shuffled, by_place, tmp_path):
+    (images, _), *_ = read_published(shuffled, "train", batch_size=2, image_shape=SHAPE, normalize=None)
+    np.testing.assert_array_equal(images, np.stack([pixels(0), pixels(1)]))
+    for bad in ({"dtype": "uint8"}, {"seed": -1}, {"batch_size": 0}, {"normalize": 3}):
+        (name,) = bad
+        with pytest.raises(ValueError, match=name):
+            read_published(shuffled, "train", **{"batch_size": 2, **bad})
+    with pytest.raises(ValueError, match="gs://bucket/tfrecords is a URL: published records are read from a folder"):
+        read_published("gs://bucket/tfrecords", "train", batch_size=2)
+    shutil.copytree(shuffled / "random-42", tmp_path / "random-42")
+    shutil.copytree(by_place, tmp_path / "by_exp_plate_site-42")
+    with pytest.raises(ValueError, match="holds both layouts, whose splits differ. Name one: .*random-42 or .*by_exp"):
+        read_published(tmp_path, "train", batch_size=2)
 
 
 def test_test_sites_have_no_label(shuffled):
@@ -115,6 +179,10 @@ def test_a_damaged_file_stops_the_reading_and_is_named(tmp_path):
         damaged = bytearray(sound)
         damaged[place] ^= 64
         path.write_bytes(damaged)
+        if place < 2:
+            with pytest.raises(ValueError, match=f"{path} is not compressed by GZIP"):
+                read_published(tmp_path, "train", batch_size=1, image_shape=SHAPE)
+            continue
         for training in (True, False):
             data = read_published(tmp_path, "train", batch_size=1, image_shape=SHAPE, training=training)
             with pytest.raises(tf.errors.InvalidArgumentError, match=f"{path}: the file is damaged"):
