@@ -6,10 +6,18 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 
-from tfrecords.cluster import GOES_ON, connect
+from tfrecords.cluster import GOES_ON, connect, killed_workers
 from tfrecords.faults import MOST, Faults
 from tfrecords.progress import progress_bar
 
@@ -56,7 +64,7 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
                     progress.update(count)
                     continue
                 running[executor.submit(function, task)] = count
-                if len(running) >= most:
+                if len(running) >= most():
                     yield from _harvest(running, progress, messages, check)
             while running and len(messages) < MOST:
                 yield from _harvest(running, progress, messages, check)
@@ -67,8 +75,10 @@ def run_tasks(function, tasks, *, workers, total, size, name) -> Iterator:
                 f"`if __name__ == '__main__':`. {GOES_ON}"
             ) from None
         finally:
-            left = [future for future in running if not future.cancel()]
-            _await(left, check)  # They must not write on when the folder is no longer held.
+            # They must not write on when the folder is no longer held. Only these executors say whether a task has
+            # begun: Dask's lets one that runs be cancelled, and runs it to its end.
+            says = isinstance(executor, (ProcessPoolExecutor, ThreadPoolExecutor))
+            _await([future for future in running if not (says and future.cancel())], check)
     if messages:
         raise Faults(sorted(messages)[:MOST])
 
@@ -116,6 +126,12 @@ def _result(call, messages):
         messages += faults.messages
     except CancelledError as error:
         raise ConnectionError(f"The scheduler lost a task ({error}). {GOES_ON}") from None
+    except Exception as error:
+        if not killed_workers(error):
+            raise
+        raise ChildProcessError(
+            f"Workers of the cluster died at one task, perhaps because memory ran out ({error}). {GOES_ON}"
+        ) from None
     else:
         yield result
 
@@ -135,7 +151,7 @@ def _nothing():
 @contextmanager
 def _executor(workers, size):
     if isinstance(workers, Executor):
-        yield workers, max(_IN_FLIGHT, 2 * getattr(workers, "_max_workers", 0)), _nothing
+        yield workers, lambda: max(_IN_FLIGHT, 2 * getattr(workers, "_max_workers", 0)), _nothing
         return
     if isinstance(workers, str):
         with connect(workers) as (executor, most, check):
@@ -145,13 +161,13 @@ def _executor(workers, size):
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = workers if size >= _BYTES_FOR_PROCESSES else 1
     if workers <= 1:
-        yield None, 1, _nothing
+        yield None, lambda: 1, _nothing
         return
     # Not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
     try:
-        yield executor, 2 * workers, _nothing
+        yield executor, lambda: 2 * workers, _nothing
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

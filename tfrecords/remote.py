@@ -1,6 +1,7 @@
 """Files under a URL: `gs://` by TensorFlow itself, `s3://`, `az://` and `https://` by fsspec or tensorflow-io."""
 
 import re
+import sys
 from typing import Any, NamedTuple
 
 from tfrecords import tfio
@@ -48,7 +49,8 @@ def find_transport(url):
     import tensorflow as tf  # Here, not above: a local folder's tables are read without it.
 
     scheme = url.split("://")[0]
-    if scheme not in tf.io.gfile.get_registered_schemes() and tfio.is_made_for_this_tensorflow():
+    unknown = scheme not in tf.io.gfile.get_registered_schemes()
+    if (unknown or "tensorflow_io" in sys.modules) and tfio.is_made_for_this_tensorflow():
         tfio.load()
     if scheme in tf.io.gfile.get_registered_schemes():
         return Transport(_wrapped(_read_tensorflow), _wrapped(_copy_tensorflow))

@@ -12,6 +12,7 @@ What was found with it and a server of the S3 protocol on this machine (tests/tf
 
 import atexit
 import ctypes
+import functools
 import importlib.metadata
 import sys
 
@@ -55,12 +56,16 @@ def load():
     """
     if not is_made_for_this_tensorflow():
         raise ImportError(describe_mismatch() or 'tensorflow-io is not installed: pip install "keras-abra[io]"')
-    first = "tensorflow_io" not in sys.modules
     import tensorflow_io
 
-    if first and sys.platform == "linux":
-        atexit.register(_end_before_its_destructors)
+    if sys.platform == "linux":
+        _register()
     return tensorflow_io
+
+
+@functools.cache
+def _register():
+    atexit.register(_end_before_its_destructors)
 
 
 def _end_before_its_destructors():

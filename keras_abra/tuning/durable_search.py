@@ -24,6 +24,7 @@ class DurableSearch:
     def on_trial_begin(self, trial):
         super().on_trial_begin(trial)
         backup_trial(Path(self.project_dir) / f"trial_{trial.trial_id}")
+        backup_project(self.project_dir)
 
     def on_trial_end(self, trial):
         super().on_trial_end(trial)

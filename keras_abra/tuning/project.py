@@ -1,5 +1,6 @@
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -18,11 +19,21 @@ def repair_project(folder):
 
     Returns:
         Ids of the trials that were running and will be run anew, sorted.
+
+    Raises:
+        ValueError: if there are trials that ended, and no state that knows them.
     """
     folder = Path(folder)
     state = _restore(folder / "oracle.json")
-    if state is None and (folder / "oracle.json").exists():
-        (folder / "oracle.json").unlink()
+    if state is None:
+        ended = [trial.parent.name for trial in folder.glob("trial_*/trial.json") if _has_ended(trial)]
+        if ended:
+            raise ValueError(
+                f"{folder / 'oracle.json'} is not whole, and has no whole copy beside it. Expected the state of the "
+                f"search, which knows {', '.join(sorted(ended))}. Nothing was removed: name another folder to search "
+                "anew."
+            )
+        (folder / "oracle.json").unlink(missing_ok=True)
     known = set(state["start_order"]) if state else set()
     for trial in folder.glob("trial_*"):
         if trial.name.removeprefix("trial_") not in known or _restore(trial / "trial.json") is None:
@@ -38,6 +49,11 @@ def backup_project(folder):
 def backup_trial(folder):
     """Keeps a whole copy of the record of a trial: see `repair_project`."""
     _backup(Path(folder) / "trial.json")
+
+
+def _has_ended(path):
+    trial = _read(path) or _read(_copy_of(path))
+    return trial is not None and trial.get("status") not in ("RUNNING", "IDLE")
 
 
 def _copy_of(path):
@@ -60,7 +76,15 @@ def _restore(path):
 
 
 def _backup(path):
-    if _read(path) is not None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        shutil.copyfile(path, temporary)
+    """Workers of one search do this at the same time, while the chief writes."""
+    try:
+        text = path.read_text()
+        json.loads(text)
+    except (OSError, ValueError):
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text)
         os.replace(temporary, _copy_of(path))
+    finally:
+        temporary.unlink(missing_ok=True)

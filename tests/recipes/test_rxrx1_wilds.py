@@ -51,7 +51,7 @@ def run(*arguments):
     return rxrx1_wilds.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("method", ["erm", "abra"])
+@pytest.mark.parametrize("method", ["erm", pytest.param("abra", marks=pytest.mark.any_backend)])
 def test_it_trains_and_writes_what_the_leaderboard_takes(method, wilds, tmp_path, monkeypatch):
     monkeypatch.setitem(rxrx1_wilds.PUBLISHED, "stages", ["stem"])
     metrics = run("--data", wilds, "--output", tmp_path / "out", "--seed", 3, "--method", method, *OPTIONS)

@@ -1,14 +1,18 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tfrecords import cluster as cluster_module
 from tfrecords import parallel
 from tfrecords.build import build_records, main
 from tfrecords.cluster import connect
@@ -83,12 +87,70 @@ def test_a_cluster_builds_the_same_and_verifies(scheduler, release_tree, records
 
 def test_both_workers_take_part_and_errors_come_back(scheduler, release, tmp_path):
     with connect(scheduler) as (executor, most, _):
-        assert most == 4
+        assert most() == 4
         assert len(set(executor.map(lambda _: time.sleep(0.2) or os.getpid(), range(8)))) == 2
     path = release / "images/RPE-01/Plate1/B03_s2_w5.png"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="B03_s2_w5.png: expected a whole PNG file"):
         build_records(release, tmp_path / "records", workers=scheduler)
+
+
+def test_no_task_runs_on_behind_an_error(scheduler, tmp_path):
+    """Dask says that it has cancelled a task which runs, and lets it run."""
+    late = tmp_path / "late"
+
+    def run(seconds):
+        if seconds == 0:
+            raise OSError("task 0 is bad")
+        time.sleep(seconds)
+        late.write_text("done")
+
+    with pytest.raises(OSError, match="task 0 is bad"):
+        list(parallel.run_tasks(run, [(3, 1), (0, 1)], workers=scheduler, total=2, size=0, name="test"))
+    assert late.exists()
+
+
+def test_workers_that_come_later_are_used_and_a_short_absence_is_none(monkeypatch):
+    workers, now = {"a": 2}, [0.0]
+    monkeypatch.setattr(cluster_module.time, "monotonic", lambda: now[0])
+    found = cluster_module._Cluster(SimpleNamespace(ncores=lambda: workers), "tcp://host:8786", 30)
+    assert found.most() == 4
+    workers["b"] = 6
+    now[0] = 600.0
+    assert found.most() == 16
+    workers.clear()
+    found.check()  # for the first time in ten minutes
+    now[0] = 629.0
+    found.check()
+    workers["c"] = 1
+    found.check()
+    workers.clear()
+    now[0] = 700.0
+    found.check()
+    now[0] = 730.0
+    with pytest.raises(ConnectionError, match="has had no workers for 30 seconds"):
+        found.check()
+
+
+def test_workers_that_die_at_a_task_are_an_error_that_says_what_to_do():
+    from distributed.scheduler import KilledWorker
+
+    class Kills(Executor):
+        def submit(self, function, task):
+            future = Future()
+            future.set_exception(KilledWorker("shard", SimpleNamespace(address="tcp://worker:1"), 3))
+            return future
+
+    with pytest.raises(OSError, match="Workers of the cluster died at one task.*the same command goes on"):
+        list(parallel.run_tasks(time.sleep, [(0, 1)], workers=Kills(), total=1, size=0, name="test"))
+
+
+def test_what_listens_and_is_no_scheduler_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"No Dask scheduler answers at '{address}' .something listens there"):
+            with connect(address, timeout=1):
+                pass
 
 
 def test_where_no_scheduler_answers_is_said():

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import keras
@@ -169,7 +170,16 @@ def search(folder, kind=keras_tuner.RandomSearch, model=None, epochs=1, **kwargs
     return tuner
 
 
-@pytest.mark.parametrize("kind", ["RandomSearch", "BayesianOptimization", "GridSearch", "Hyperband"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Hyperband",
+        *(
+            pytest.param(k, marks=pytest.mark.any_backend)
+            for k in ("RandomSearch", "BayesianOptimization", "GridSearch")
+        ),
+    ],
+)
 def test_every_tuner_gives_working_objects(tmp_path, kind):
     kwargs = {"max_epochs": 2, "factor": 2} if kind == "Hyperband" else {}
     tuner = search(tmp_path, getattr(keras_tuner, kind), **kwargs)
@@ -294,7 +304,8 @@ def records(folder):
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("search/trial_*/trial.json")}
 
 
-@pytest.mark.parametrize("kind", ["RandomSearch", pytest.param("Hyperband", marks=pytest.mark.any_backend)])
+@pytest.mark.any_backend
+@pytest.mark.parametrize("kind", ["RandomSearch", "Hyperband"])
 def test_a_killed_search_goes_on(tmp_path, kind, capsys):
     arguments = {"max_epochs": 2, "factor": 2} if kind == "Hyperband" else {"max_trials": 4}
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
@@ -337,6 +348,58 @@ def test_half_a_file_is_taken_back_to_the_whole_one(tmp_path):
     tuner = search(tmp_path, max_trials=3)
     assert len(tuner.oracle.trials) == 3
     assert {t.status for t in tuner.oracle.trials.values()} <= {"COMPLETED", "RUNNING"}
+
+
+@pytest.mark.any_backend
+def test_a_state_that_cannot_be_read_loses_no_trial(tmp_path):
+    from keras_abra.tuning import repair_project
+
+    search(tmp_path, max_trials=1)
+    project = tmp_path / "search"
+    (project / "oracle.json").write_text("{")
+    (project / "oracle.json.whole").unlink()
+    before = sorted(path.name for path in project.rglob("*"))
+    with pytest.raises(ValueError, match="oracle.json is not whole.* which knows trial_0. Nothing was removed"):
+        repair_project(project)
+    assert sorted(path.name for path in project.rglob("*")) == before
+    trial = project / "trial_0" / "trial.json"
+    trial.write_text(trial.read_text().replace("COMPLETED", "RUNNING"))  # none has ended: nothing to lose
+    assert repair_project(project) == [] and not trial.exists() and not (project / "oracle.json").exists()
+
+
+@pytest.mark.any_backend
+def test_copies_are_whole_while_the_state_is_written_and_others_copy(tmp_path):
+    from keras_abra.tuning import project
+
+    state, stop, failed = tmp_path / "oracle.json", threading.Event(), []
+    text = json.dumps({"trials": [*range(20000)]})
+
+    def write():
+        while not stop.is_set():
+            with open(state, "w") as file:
+                for i in range(0, len(text), 9000):
+                    file.write(text[i : i + 9000])
+                    file.flush()
+
+    def copy():
+        try:
+            for _ in range(100):
+                project.backup_project(tmp_path)
+                if (copied := tmp_path / "oracle.json.whole").exists():
+                    json.loads(copied.read_text())
+        except Exception as error:
+            failed.append(error)
+
+    state.write_text(text)
+    project.backup_project(tmp_path)
+    threads = [threading.Thread(target=target) for target in (write, copy, copy)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join()
+    stop.set()
+    threads[0].join()
+    assert failed == [] and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.any_backend
