@@ -43,6 +43,13 @@ def kinds_to_name(records):
     return ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else KINDS
 
 
+def channels_of(records):
+    """The channels of the images in their order: names where the screen has some, else numbers on disk."""
+    options = read_manifest(records)["options"]
+    names = (options.get("screen") or {}).get("channels") or []
+    return [names[n - 1] if n <= len(names) else n for n in options["channels"]]
+
+
 def hash_shards(records):
     """What tells these records from all others."""
     shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it

@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pandas as pd
-from job import folder_or_url, kinds_to_name
+from job import channels_of, folder_or_url, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score
 
@@ -41,6 +41,11 @@ def main(argv=None):
     manifest = read_manifest(args.records)
     kinds = job["kinds"] or kinds_to_name(args.records)
     model, names = load(args.model, tuple(manifest["image_shape"]), job)
+    if job["channels"] not in (None, found := channels_of(args.records)):
+        print(
+            f"WARNING: the model was trained on the channels {job['channels']}, and these records have {found}. Where "
+            "that is more than other names for the same stains, its answers mean nothing."
+        )
     normalize = normalization(args.records, args.split, job["normalize"], kinds)
     counts = list_sites(args.records, args.split, kinds)["experiment"].value_counts()
     if args.ada_bn and counts.min() < 2:
@@ -93,13 +98,15 @@ def parse(argv):
 
 def read_job(model, normalize):
     """What the job that wrote the model says of it: `normalize`, unless it is given; `classes`, their names in the
-    model's order; and the `kinds` of wells that it was trained on (None where it does not say)."""
+    model's order; the `kinds` of wells that it was trained on and their `channels` (None where it does not say)."""
     file = model.with_name("metrics.json")
     if not file.is_file() and normalize is None:
         raise ValueError(f"There is no {file}, which would say how images were standardized. Pass --normalize.")
     try:
         job = json.loads(file.read_text()) if file.is_file() else {}
-        job = {"normalize": normalize or job.get("normalize", "image")} | {k: job.get(k) for k in ("classes", "kinds")}
+        job = {"normalize": normalize or job.get("normalize", "image")} | {
+            name: job.get(name) for name in ("classes", "kinds", "channels")
+        }
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is none of a job: {error}") from error
     if job["normalize"] not in NORMALIZATIONS:

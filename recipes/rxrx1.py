@@ -32,6 +32,7 @@ import keras
 from distribution import add_option, as_saved, distribute
 from job import (
     at_least_0,
+    channels_of,
     check_on_nan,
     find_sites,
     finished,
@@ -158,7 +159,7 @@ def main(argv=None):
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
-    metrics |= {"kinds": [*kinds], "classes": names}
+    metrics |= {"channels": channels_of(records), "kinds": [*kinds], "classes": names}
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")

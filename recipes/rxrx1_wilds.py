@@ -31,6 +31,7 @@ from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
 from job import (
     at_least_0,
+    channels_of,
     check_on_nan,
     find_sites,
     finished,
@@ -127,7 +128,7 @@ def main(argv=None):
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
             metrics["wilds"][split] = wilds_metrics(metrics["splits"][split])
-    metrics |= {"normalize": "image", "kinds": [*KINDS], "classes": names}
+    metrics |= {"normalize": "image", "channels": channels_of(records), "kinds": [*KINDS], "classes": names}
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")

@@ -9,6 +9,7 @@ import pandas as pd
 import predict
 import pytest
 from contenders.batch_statistics import predict_by_group, with_batch_statistics
+from job import channels_of
 from methods import build_model
 from normalization import normalization
 from rxrx1 import EMBEDDED
@@ -112,6 +113,18 @@ def test_what_does_not_fit_is_named(records, tmp_path):
     with pytest.raises(ValueError, match="model.keras is no model that can be loaded"):
         run(model, records, "--output", new)
     assert old.read_text() == "kept" and not new.exists()
+
+
+def test_other_channels_of_the_same_number_are_pointed_out(records, tmp_path, capsys):
+    trained(records, tmp_path, "erm", "image")
+    file = tmp_path / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"channels": channels_of(records)}))
+    run(tmp_path / "model.keras", records, "--output", tmp_path / "same.csv")
+    assert "WARNING" not in capsys.readouterr().out
+    build_records(records.parent / "screen", tmp_path / "turned", channels=(6, 5, 4, 3, 2, 1))
+    run(tmp_path / "model.keras", tmp_path / "turned", "--output", tmp_path / "turned.csv")
+    said = capsys.readouterr().out
+    assert "WARNING: the model was trained on the channels [1, 2, 3, 4, 5, 6], and these records have [6, 5, 4," in said
 
 
 @pytest.mark.parametrize("method", ["abra", "erm"])
