@@ -10,8 +10,8 @@
 
 Several processes of JAX are told of each other by KERAS_DISTRIBUTION_JOB_ADDRESSES (host:port of the first),
 KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, as `keras.distribution.initialize` takes them. They
-and torchrun's processes run the same command, on one machine or several that share the folder of records. The first
-prints and writes; what the others would write goes to a temporary folder that is removed.
+and torchrun's processes run the same command, on one machine or several that share the folder of records and the output
+folder. The first prints and writes; what the others would write goes to a temporary folder that is removed.
 """
 
 import atexit

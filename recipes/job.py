@@ -103,10 +103,11 @@ def finished(folder, resume, asked):
     if not resume or folder is None or not (folder / "metrics.json").is_file():
         return None
     metrics = json.loads((folder / "metrics.json").read_text())
+    before, now = metrics | metrics.get("options", {}), json.loads(json.dumps(asked))
     differing = [
-        f"{name} {metrics[name]!r}, now {value!r}"
-        for name, value in asked.items()
-        if name in metrics and metrics[name] != value
+        f"{name} {before[name]!r}, now {value!r}"
+        for name, value in now.items()
+        if name in before and before[name] != value
     ]
     if differing:
         raise ValueError(
@@ -147,7 +148,9 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     """
     callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
     validation = None
-    if "val" in splits:
+    if "val" not in splits:
+        print("No epoch can be chosen: val has no sites, or some without a label. The last epoch's weights are kept.")
+    else:
         validation = read_records(records, "val", **options)
         weights = output / "best.weights.h5"
         callbacks.append(
@@ -163,7 +166,12 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
 
     callbacks.insert(0, SkipNonFinite(explain=sites_of) if on_nan == "skip" else StopOnNonFiniteLoss())
     same = {**same, **settings, "seed": seed, "on_nan": on_nan, "records": hash_shards(records)}
-    checkpoints = Path(distribution.first(lambda: output / CHECKPOINTS))  # of which all processes go on
+    checkpoints = Path(distribution.first(lambda: (output / CHECKPOINTS).resolve()))  # of which all processes go on
+    if not checkpoints.is_dir():
+        raise ValueError(
+            f"{checkpoints.parent}, the output folder of the first process, is not there in this one. All machines "
+            "must share it, as they share the records: name a shared --output."
+        )
     run = ResumableRun(checkpoints, every=EVERY, callbacks=callbacks, options=same)
     if position := run.position:
         print(f"Goes on in epoch {position[0]} at step {position[1]} (both from 0)", flush=True)
@@ -181,7 +189,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         print(f"Told to leave, and a step failed, as it does when other processes are gone: {error}", file=sys.stderr)
         raise SystemExit(run.EXIT_CODE) from error
     if validation is not None:
-        model.load_weights(distribution.first(lambda: weights))
+        model.load_weights(distribution.first(lambda: weights.resolve()))
         distribution.wait()
         weights.unlink(missing_ok=True)
 
@@ -191,6 +199,12 @@ def predict(model, records, split, options):
     images = read_records(records, split, metadata=True, **options).map(lambda image, *_: image)
     sites = len(list_sites(records, split, options["kinds"]))
     return model.predict(images, verbose=0)[:sites]  # behind them: what fills the last batch up
+
+
+def say_unlabelled(splits, labelled):
+    for split in splits.keys() - labelled:
+        labels = splits[split]["label"]
+        print(f"Predicted, not scored: {split} has {labels.isna().sum()} of {len(labels)} sites without a label")
 
 
 def write_results(output, tables, metrics):

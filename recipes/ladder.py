@@ -101,6 +101,8 @@ def main(argv=None):
 
 def check_same_data(output, data):
     """Refuses to go on with real images from another folder than before."""
+    if data is not None and not data.is_dir():
+        raise ValueError(f"--data {data} is no folder.")
     file, found = output / "data.json", data and str(data.resolve())
     if found and not file.is_file():
         write_json(file, found)

@@ -130,7 +130,7 @@ def _costs(results, own):
     counted, timed = [], []
     for cell, result in own:
         base = erm.get((cell["screen"]["seed"], cell["seed"]))
-        if base is not None:
+        if base is not None and base["steps"]:  # 0: it diverged in its first epoch
             steps = result["steps"] / base["steps"]
             counted.append(np.nan if result["step_cost"] is None else steps * result["step_cost"])
             timed.append(steps * result["step_seconds"] / max(base["step_seconds"], 1e-12))

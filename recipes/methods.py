@@ -23,14 +23,17 @@ DSU = {
 }
 
 
+_PROBE = (96, 96, 6)  # larger than the least that any of Keras's takes
+
+
 def check_backbone(name, method, perturb_after):
     """Refuses a backbone or cut before anything is built."""
-    if name != "tiny_resnet" and not hasattr(keras.applications, name):
+    if name != "tiny_resnet" and not callable(getattr(keras.applications, name, None)):
         raise ValueError(f"--backbone {name} is neither tiny_resnet nor a model of keras.applications")
     if perturb_after:
-        cut_backbone(make_backbone(name, (64, 64, 6)), perturb_after)
+        cut_backbone(make_backbone(name, _PROBE), perturb_after)
     elif method in ("abra", "dsu") and name not in PERTURB:
-        cuts = valid_cuts(make_backbone(name, (64, 64, 6)))
+        cuts = valid_cuts(make_backbone(name, _PROBE))
         raise ValueError(f"--perturb-after is needed for {name}. Valid: {', '.join(cuts)}")
 
 
@@ -82,9 +85,10 @@ def erm_loss(method):
 
 
 def make_schedule(settings, steps):
-    """Linear warm-up, then a cosine down to 0 at the last of `epochs` times `steps` steps."""
+    """Linear warm-up, then a cosine down to 0 at the last of `epochs` times `steps` steps. A run that is far shorter
+    than the published one has a tenth of its steps for the warm-up."""
     total, warmup = steps * settings["epochs"], settings["warmup_steps"]
-    warmup = int(warmup * total) if isinstance(warmup, float) else min(warmup, total // 10)  # of a short run: a tenth
+    warmup = int(warmup * total) if isinstance(warmup, float) else warmup if total >= 8 * warmup else total // 10
     return keras.optimizers.schedules.CosineDecay(
         0.0, max(total - warmup, 1), warmup_target=settings["learning_rate"], warmup_steps=warmup
     )

@@ -43,6 +43,7 @@ from job import (
     make_output,
     predict,
     refusal_leaves_nothing,
+    say_unlabelled,
     write_results,
 )
 from methods import build_model, check_backbone, erm_loss, make_optimizer
@@ -100,17 +101,24 @@ REAL = ABRA | {
 }
 
 
+EMBEDDED_DATA = "embedded"
+DATA_HELP = "RxRx1 release or Kaggle folder, or `embedded` (default): the embedded screen"
+
+
 def main(argv=None):
     args = parse(argv)
+    check_data(args)
     distribution = distribute(args.distribution)
-    asked = {"method": args.method, "seed": args.seed, "backend": keras.backend.backend()}
-    if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
-        return metrics
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update(read_hparams(args.hparams, settings))
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
     if args.perturb_after:
         settings["stages"] = args.perturb_after
+    same = {"method": args.method, "mixed_precision": args.mixed_precision}
+    asked = {"recipe": "rxrx1", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
+    asked |= same | settings
+    if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
+        return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
     check_on_nan(args.on_nan, args.method)
     distribution.say(settings["batch_size"])
@@ -125,8 +133,7 @@ def main(argv=None):
         names = class_names(records, kinds)
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, kinds)) is not None}
         labelled = [s for s, sites in splits.items() if sites["label"].notna().all()]
-        for split in splits.keys() - labelled:
-            print(f"Predicted, not scored: {split} has sites without a label")
+        say_unlabelled(splits, labelled)
         options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
         normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], kinds))
         read_train = functools.partial(
@@ -146,12 +153,11 @@ def main(argv=None):
         model = build_model(args.method, settings, shape, names)
         optimizer = make_optimizer(settings, steps)
         model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
-    same = {"method": args.method, "mixed_precision": args.mixed_precision}
     options = evaluated.get("val", options)
     fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution, args.on_nan)
     as_saved(model).save(output / "model.keras")
 
-    metrics = {"method": args.method, "normalize": settings["normalize"]}
+    metrics = {"recipe": "rxrx1", "method": args.method, "normalize": settings["normalize"]}
     metrics |= {"backend": keras.backend.backend(), "seed": args.seed, "splits": {}}
     tables = []
     for split, sites in splits.items():
@@ -160,6 +166,7 @@ def main(argv=None):
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
     metrics |= {"channels": channels_of(records), "kinds": [*kinds], "classes": names}
+    metrics["options"] = same | settings | {"on_nan": args.on_nan}
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")
@@ -168,7 +175,7 @@ def main(argv=None):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="RxRx1 release or Kaggle folder (default: the embedded screen)")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument(
         "--records",
         type=folder_or_url,
@@ -233,6 +240,17 @@ def read_hparams(file, settings):
     if unknown := sorted(names - settings.keys()):
         raise ValueError(f"--hparams {file}: unknown settings {', '.join(unknown)}. Expected some of {[*settings]}.")
     return found
+
+
+def check_data(args):
+    """Reads `--data embedded`, the embedded screen by name; and refuses `--records` from which nothing can be read and
+    for which no data are named: a mistyped folder would be filled with the embedded screen."""
+    args.data, named = (None, True) if args.data == Path(EMBEDDED_DATA) else (args.data, args.data is not None)
+    if not named and args.records is not None and not is_built(args.records):
+        raise ValueError(
+            f"--records {args.records} holds no finished records. Name the --data to build them from, or --data "
+            f"{EMBEDDED_DATA} for the embedded screen."
+        )
 
 
 def is_embedded(args):

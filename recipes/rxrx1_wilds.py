@@ -41,10 +41,11 @@ from job import (
     make_output,
     predict,
     refusal_leaves_nothing,
+    say_unlabelled,
     write_results,
 )
 from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
-from rxrx1 import EMBEDDED, REAL, is_embedded
+from rxrx1 import EMBEDDED, REAL, check_data, is_embedded
 from scores import predictions_table, print_scores, score
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
@@ -69,14 +70,20 @@ SMALL = EMBEDDED | {"normalize": "image", "learning_rate": 1e-2, "weight_decay":
 
 def main(argv=None):
     args = parse(argv)
+    check_data(args)
     distribution = distribute(args.distribution)
-    asked = {"method": args.method, "seed": args.seed, "backend": keras.backend.backend()}
-    if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
-        return metrics
     settings = dict(SMALL if is_embedded(args) else PUBLISHED)
     settings.update({name: value for name, value in vars(args).items() if name in settings and value is not None})
-    settings["weights"] = None if settings["backbone"] == "tiny_resnet" or args.weights == "none" else args.weights
-    check_backbone(settings["backbone"], args.method, None)
+    if args.perturb_after:
+        settings["stages"] = args.perturb_after
+    settings["weights"] = which_weights(args.weights, settings["backbone"])
+    same = {"method": args.method}
+    asked = {"recipe": "rxrx1_wilds", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
+    asked |= same | settings
+    if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
+        return metrics
+    check_backbone(settings["backbone"], args.method, settings["stages"])
+    distribution.first(lambda: check_weights(settings["backbone"], settings["weights"]))
     check_on_nan(args.on_nan, args.method)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
@@ -85,11 +92,11 @@ def main(argv=None):
     with refusal_leaves_nothing(output):
         records, table = distribution.first(lambda: prepare_records(args, output))
         records = folder_or_url(str(records))
-        if (label := read_manifest(records)["options"]["label"]) != "sirna_id":
-            raise ValueError(f"The records in {records} were built with --label {label}; RxRx1-WILDS's is sirna_id.")
+        check_records(records, is_embedded(args))
         names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
         labelled = [split for split, sites in splits.items() if sites["label"].notna().all()]
+        say_unlabelled(splits, labelled)
         options = {"batch_size": settings["batch_size"], "kinds": KINDS, "worker": distribution.worker}
         read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
         options = distribution.evaluation(options)
@@ -103,14 +110,14 @@ def main(argv=None):
         )
         optimizer = CoupledAdam(make_schedule(settings, steps), l2=settings["weight_decay"])
         model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
-    same = {"method": args.method}
     fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution, args.on_nan)
     # Saved with an optimizer that not only this recipe knows.
     model.compile("adam", metrics=["accuracy"], **erm_loss(args.method))
     model.optimizer.build(model.trainable_variables)
     as_saved(model).save(output / "model.keras")
 
-    metrics = {"method": args.method, "backend": keras.backend.backend(), "seed": args.seed, "splits": {}, "wilds": {}}
+    metrics = {"recipe": "rxrx1_wilds", "method": args.method, "backend": keras.backend.backend(), "seed": args.seed}
+    metrics |= {"splits": {}, "wilds": {}}
     tables = []
     for split, sites in splits.items():
         logits = predict(model, records, split, options)
@@ -129,6 +136,7 @@ def main(argv=None):
             metrics["splits"][split] = score(sites, logits)
             metrics["wilds"][split] = wilds_metrics(metrics["splits"][split])
     metrics |= {"normalize": "image", "channels": channels_of(records), "kinds": [*KINDS], "classes": names}
+    metrics["options"] = same | settings | {"on_nan": args.on_nan}
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")
@@ -137,7 +145,7 @@ def main(argv=None):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="RxRx1-WILDS, RxRx1 or Kaggle folder (default: the embedded screen)")
+    parser.add_argument("--data", type=Path, help="RxRx1-WILDS, RxRx1 or Kaggle folder, or `embedded` (default)")
     parser.add_argument("--records", type=folder_or_url, help="folder of TFRecords to keep or reuse, or URL of one")
     parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1_wilds-0001 and so on)")
     parser.add_argument(
@@ -157,7 +165,12 @@ def parse(argv):
         "be changed with --resume",
     )
     parser.add_argument("--backbone", help="tiny_resnet or a model of keras.applications (default: ResNet50)")
-    parser.add_argument("--weights", default="imagenet", help="imagenet (downloaded by Keras), a file, or none")
+    parser.add_argument(
+        "--weights", help="imagenet (downloaded by Keras; default for ResNet50 and such), a file, or none"
+    )
+    parser.add_argument(
+        "--perturb-after", nargs="+", metavar="LAYER", help="of abra and dsu: for backbones other than these"
+    )
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 72)")
     add_option(parser)
     args = parser.parse_args(argv)
@@ -167,6 +180,43 @@ def parse(argv):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
     return args
+
+
+def which_weights(asked, backbone):
+    """The `weights` of keras.applications, whose own networks alone have some."""
+    if backbone != "tiny_resnet":
+        return None if asked == "none" else asked or "imagenet"
+    if asked not in (None, "none"):
+        raise ValueError(f"--weights {asked}: tiny_resnet has none. Name a --backbone of keras.applications.")
+    return None
+
+
+def check_weights(backbone, weights):
+    """Refuses what cannot be loaded before records are built, which may take hours."""
+    if weights is None:
+        return
+    try:
+        make_backbone(backbone, (96, 96, len(CHANNELS)), weights)
+    except Exception as error:  # Keras raises a bare one where nothing can be downloaded
+        raise ValueError(
+            f"--weights {weights} cannot be loaded into {backbone} ({error}). Expected imagenet, which Keras "
+            f"downloads, a file of its weights for {len(CHANNELS)} channels, or none."
+        ) from error
+
+
+def check_records(records, embedded):
+    """Refuses records of other classes or splits than WILDS's, and points out images that are not WILDS's."""
+    manifest = read_manifest(records)
+    for name, expected in (("label", "sirna_id"), ("splits", "wilds")):
+        if (found := manifest["options"][name]) != expected:
+            raise ValueError(f"The records in {records} were built with --{name} {found}; RxRx1-WILDS's is {expected}.")
+    shape, channels = tuple(manifest["image_shape"]), channels_of(records)
+    if not embedded and (shape, channels) != ((CROP, CROP, len(CHANNELS)), [*CHANNELS]):
+        print(
+            f"WARNING: the records in {records} have images of {shape}, channels {channels}. RxRx1-WILDS's have "
+            f"{CROP} x {CROP} pixels of channels {[*CHANNELS]}: scores and prediction files are not to be compared "
+            "with its own."
+        )
 
 
 def prepare_records(args, output):

@@ -34,6 +34,8 @@ EVERY = 5  # seconds
 
 def main(argv=None):
     args = parse(argv)
+    if args.output.exists():
+        sys.exit(f"soak.py: error: --output {args.output} is there already. Name a new folder.")
     args.output.mkdir(parents=True)
     epochs = choose_epochs(args)
     print(f"{epochs} epochs on {args.backend}", flush=True)
@@ -43,14 +45,14 @@ def main(argv=None):
         if code:
             print(f"the job failed after {len(kills)} kills: exit code {code}, see {args.output}/killed.txt")
             return 1
-        code, memory, _ = whole.result()
+        code, memory, _, whole_hours = whole.result()
     if code:
         print(f"the unbroken job failed: exit code {code}, see {args.output}/whole.txt")
         return 1
     result = {
         "backend": args.backend,
         "epochs": epochs,
-        "unbroken_hours": memory[-1][0] / 3600,
+        "unbroken_hours": whole_hours,
         "killed_hours": killed_hours,
         "kills": kills,
         "seconds_from_sigterm_to_exit": max(
@@ -58,7 +60,7 @@ def main(argv=None):
         ),
         "differences": differences(args.output / "whole", args.output / "killed"),
         "rss_mb_per_hour": slope(memory),
-        "rss_mb": {f"{tenths}/10": memory[(len(memory) - 1) * tenths // 10][1] for tenths in (1, 4, 7, 10)},
+        "rss_mb": {f"{tenths}/10": memory[(len(memory) - 1) * tenths // 10][1] for tenths in (1, 4, 7, 10) if memory},
     }
     (args.output / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({**result, "kills": len(kills)}, indent=2))
@@ -72,8 +74,8 @@ def kill_and_resume(args, epochs):
         left = args.hours * 3600 - (time.monotonic() - began)
         wait = draw.uniform(*args.kill_minutes) * 60
         number = signal.SIGTERM if len(kills) % 3 == 2 else signal.SIGKILL
-        code, _, leaving = run(args, epochs, args.output / "killed", (wait, number) if left > 0 else None)
-        if code not in (-signal.SIGKILL, -signal.SIGTERM, 75):
+        code, _, leaving, _ = run(args, epochs, args.output / "killed", (wait, number) if left > 0 else None)
+        if leaving is None or code not in (-signal.SIGKILL, -signal.SIGTERM, 75):  # ended by itself
             return kills, code, (time.monotonic() - began) / 3600
         kills.append({"after": round(wait), "signal": int(number), "code": code, "left_after": leaving})
         print(f"kill {len(kills)} after {wait:.0f} s by signal {int(number)}, exit code {code}", flush=True)
@@ -92,11 +94,21 @@ def parse(argv):
 
 
 def run(args, epochs, output, kill=None, core=0):
-    """Runs the job on one core, ended after some seconds by a signal: its exit code, `[(seconds, MB), ...]`,
-    and the seconds from the signal to the end."""
+    """Runs the job on one core, ended after some seconds by a signal: its exit code, `[(seconds, MB), ...]`, the
+    seconds from the signal to the end (None where it ended by itself), and the hours that it took."""
     environment = {**os.environ, "KERAS_BACKEND": args.backend, "TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": "1"}
     records = args.output / "records"
-    command = [sys.executable, str(RECIPE), "--records", str(records), "--output", str(output), "--resume"]
+    command = [
+        sys.executable,
+        str(RECIPE),
+        "--data",
+        "embedded",
+        "--records",
+        str(records),
+        "--output",
+        str(output),
+        "--resume",
+    ]
     command += ["--method", args.method, "--epochs", str(epochs)]
     cores = {sorted(os.sched_getaffinity(0))[core]} if hasattr(os, "sched_getaffinity") else None
     with open(args.output / f"{output.name}.txt", "a") as log:
@@ -117,7 +129,8 @@ def run(args, epochs, output, kill=None, core=0):
             break
         memory.append((seconds, resident(process.pid)))
         time.sleep(EVERY if not kill else max(0.0, min(EVERY, kill[0] - seconds)))
-    return process.returncode, [(s, mb) for s, mb in memory if mb], leaving
+    hours = (time.monotonic() - began) / 3600
+    return process.returncode, [(s, mb) for s, mb in memory if mb], leaving, hours
 
 
 def resident(pid):
@@ -131,8 +144,10 @@ def resident(pid):
 
 def slope(memory):
     """MB an hour, of a line through all but the first tenth."""
+    if len(memory) <= 10:
+        return None
     seconds, megabytes = np.array(memory[len(memory) // 10 :]).T
-    return float(np.polyfit(seconds, megabytes, 1)[0] * 3600) if len(seconds) > 10 else None
+    return float(np.polyfit(seconds, megabytes, 1)[0] * 3600)
 
 
 def differences(folder, other):

@@ -33,7 +33,7 @@ from distribution import distribute
 from job import hash_shards, kinds_to_name
 from methods import PERTURB, build_model, check_backbone, make_optimizer
 from normalization import NORMALIZATIONS, normalization
-from rxrx1 import EMBEDDED, REAL, is_embedded, prepare_records
+from rxrx1 import DATA_HELP, EMBEDDED, REAL, check_data, is_embedded, prepare_records
 from tuning_report import show_trials, trials_table
 
 from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project
@@ -103,6 +103,7 @@ class ScreenHyperModel(ABRAHyperModel):
 
 def main(argv=None):
     args = parse(argv)
+    check_data(args)
     role = os.environ.get("KERASTUNER_TUNER_ID", "")
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
@@ -131,7 +132,13 @@ def main(argv=None):
     hypermodel = ScreenHyperModel(records, settings, args.validation_split, search=spaces, fixed=fixed, seed=args.seed)
     tuner = make_tuner(args, hypermodel, settings["epochs"])
     stop = keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max")
-    tuner.search(epochs=settings["epochs"], callbacks=[stop], verbose=1 if sys.stdout.isatty() else 2)
+    try:
+        tuner.search(epochs=settings["epochs"], callbacks=[stop], verbose=1 if sys.stdout.isatty() else 2)
+    except RuntimeError as error:  # of KerasTuner: too many failures in a row
+        if not role:
+            trials_table(tuner.oracle.trials.values()).to_csv(args.output / "trials.csv", index=False)
+        first = str(error).splitlines()[0]  # behind it: the traceback of the last trial, which stands in the table
+        raise ValueError(f"The search ended: {first} The reasons of all trials stand in trials.csv.") from error
     if role and role != "chief":
         return None
     return report(args, tuner, hypermodel, records)
@@ -144,7 +151,7 @@ def parse(argv):
     parser.add_argument(
         "--search", nargs="+", choices=SPACES, default=["margin", "scale"], help="default: margin scale"
     )
-    parser.add_argument("--data", type=Path, help="RxRx1 release or Kaggle folder (default: the embedded screen)")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--records", type=Path, help="folder of TFRecords to keep or reuse")
     parser.add_argument("--output", type=Path, default=Path("runs/tune"), help="default: runs/tune")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Two processes on torch, and two or four devices or two processes on JAX, take the steps that one device takes."""
+"""Two processes on torch, and two devices or two processes on JAX, take the steps that one device takes."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ if BACKEND == "torch":
     MANY = {"processes": [*ONE, "norm", "own", "noise", "noise/no mistake", *MISTAKEN]}
 else:  # each case is compiled anew
     ONE = ["coral", "mmd", "domain", "dsu"]
-    MANY = {"2 devices": [*ONE, *MISTAKEN], "4 devices": ["coral"], "processes": ["coral", "domain"]}
+    MANY = {"2 devices": [*ONE, *MISTAKEN], "processes": ["coral", "domain"]}
 COMPARED = [(where, case) for where, cases in MANY.items() for case in cases if case in ONE]
 
 

@@ -29,9 +29,9 @@ class Batches(keras.utils.PyDataset):
         return self.found[index]
 
 
-def compiled(**kwargs):
+def compiled(optimizer=None, **kwargs):
     model = tiny_model("domain", **kwargs)
-    model.compile(keras.optimizers.AdamW(1e-2), metrics=["accuracy"])
+    model.compile(optimizer or keras.optimizers.AdamW(1e-2), metrics=["accuracy"])
     return model
 
 
@@ -60,9 +60,12 @@ def test_a_step_that_is_left_out_is_as_if_it_had_not_been():
 
 
 def test_nothing_is_left_out_without_need():
+    def model():  # not Adam, which makes steps of what rounding leaves of a gradient of 0
+        return compiled(keras.optimizers.SGD(1e-2, momentum=0.9))
+
     found = batches(bad=())
-    history, values = fit(found, SkipNonFinite())
-    expected_history, expected = fit(found)
+    history, values = fit(found, SkipNonFinite(), model=model())
+    expected_history, expected = fit(found, model=model())
     assert history.pop("skipped") == [0.0] and "skipped" not in expected_history
     assert history.keys() == expected_history.keys()
     for name, value in history.items():

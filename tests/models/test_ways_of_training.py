@@ -82,7 +82,7 @@ def test_several_steps_an_execution(plain):
     ids=["averaged weights", "gradient accumulation", "Lamb", "Adafactor"],
 )
 def test_optimizers(plain, optimizer):
-    losses = train(optimizer=optimizer(), run_eagerly=not TORCH)
+    losses = train(optimizer=optimizer())
     assert losses["loss"][-1] < 0.9 * losses["loss"][0]
     if optimizer().use_ema:  # the average changes nothing before the end
         close(losses, plain, 1e-3)

@@ -350,3 +350,10 @@ def test_other_real_images_are_refused(tmp_path):
         ladder.check_same_data(tmp_path, tmp_path / "a")
     with pytest.raises(ValueError, match="has screens of the images in .*/a: name another --output"):
         ladder.check_same_data(tmp_path, tmp_path / "b")
+
+
+@pytest.mark.any_backend
+def test_a_folder_of_data_that_is_none_does_not_bind_the_output(tmp_path):
+    with pytest.raises(ValueError, match="--data .*nope is no folder"):
+        start(tmp_path / "out", "--screen", "usps-mnist", "--data", str(tmp_path / "nope"))
+    assert not (tmp_path / "out" / "data.json").exists()

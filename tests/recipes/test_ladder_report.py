@@ -94,3 +94,10 @@ def test_methods_that_take_images_together_are_marked():
     assert "| erm\u2020 |" in page and "| abra:radius=1.0 |" in page
     assert "\u2020 takes images of a test experiment, or controls of its plates, together, no labels." in page
     assert "\u2020" not in markdown(RESULTS, main_table(RESULTS), adaptive_table(RESULTS), "python")
+
+
+def test_an_erm_that_diverged_in_its_first_epoch_is_no_measure_of_cost():
+    results = [(c, r | {"steps": 0} if c["method"] == "erm" and c["seed"] == 1 else r) for c, r in RESULTS]
+    table = main_table(results).set_index("method")
+    assert table.loc["abra:radius=1.0", "cost_timed"] == pytest.approx(4)
+    assert np.isfinite(table.loc["erm", "cost_timed"])

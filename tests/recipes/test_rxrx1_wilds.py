@@ -12,6 +12,7 @@ import pytest
 import rxrx1_wilds
 import tensorflow as tf
 from coupled_adam import CoupledAdam
+from methods import make_schedule
 from PIL import Image
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
@@ -103,6 +104,8 @@ def test_published_settings_are_the_defaults_of_real_data():
     published = {name: rxrx1_wilds.PUBLISHED[name] for name in ("backbone", "epochs", "batch_size", "learning_rate")}
     assert published == {"backbone": "ResNet50", "epochs": 90, "batch_size": 72, "learning_rate": 1e-3}
     assert rxrx1_wilds.PUBLISHED["weight_decay"] == 1e-5 and rxrx1_wilds.PUBLISHED["warmup_steps"] == 5415
+    assert make_schedule(rxrx1_wilds.PUBLISHED, 40_612 // 72).warmup_steps == 5415
+    assert make_schedule(rxrx1_wilds.PUBLISHED | {"epochs": 3}, 564).warmup_steps == 3 * 564 // 10
     assert rxrx1_wilds.CROP == 256 and rxrx1_wilds.CHANNELS == (1, 2, 3)
 
 
@@ -121,6 +124,31 @@ def test_records_of_another_label_are_refused_before_training(wilds, tmp_path):
     build_records(wilds, tmp_path / "records", label="cell_type")
     with pytest.raises(ValueError, match="built with --label cell_type; RxRx1-WILDS's is sirna_id"):
         run("--records", tmp_path / "records", "--output", tmp_path / "out", *OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.any_backend
+def test_records_of_other_splits_are_refused_and_other_images_pointed_out(release, tmp_path, capsys):
+    build_records(release, tmp_path / "mixed", channels=(1, 2, 3), splits="mixed-to-test")
+    with pytest.raises(ValueError, match="built with --splits mixed-to-test; RxRx1-WILDS's is wilds"):
+        run("--records", tmp_path / "mixed", "--output", tmp_path / "out", *OPTIONS)
+    build_records(release, tmp_path / "six")
+    rxrx1_wilds.check_records(tmp_path / "six", True)
+    assert "WARNING" not in capsys.readouterr().out
+    rxrx1_wilds.check_records(tmp_path / "six", False)
+    assert "have images of (32, 32, 6), channels [1, 2, 3, 4, 5, 6]. RxRx1-WILDS's have 256" in capsys.readouterr().out
+
+
+@pytest.mark.any_backend
+def test_weights_are_looked_at_before_records_are_built(wilds, tmp_path):
+    arguments = ("--data", wilds, "--output", tmp_path / "out", "--distribution", "none")
+    with pytest.raises(ValueError, match="--weights no.h5 cannot be loaded into ResNet50 .*file of its weights for 3"):
+        run(*arguments, "--weights", "no.h5")
+    with pytest.raises(ValueError, match="--weights no.h5: tiny_resnet has none"):
+        run(*arguments, "--weights", "no.h5", "--backbone", "tiny_resnet")
+    with pytest.raises(ValueError, match="--perturb-after is needed for ResNet101"):
+        run(*arguments, "--weights", "none", "--backbone", "ResNet101", "--method", "abra")
+    assert rxrx1_wilds.parse(["--perturb-after", "conv1_relu"]).perturb_after == ["conv1_relu"]
     assert not (tmp_path / "out").exists()
 
 

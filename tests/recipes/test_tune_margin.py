@@ -22,7 +22,7 @@ from tfrecords import build_records, write_screen  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
-OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", "8", "--epochs", "2", "--trials", "3", "--output", "out")
+OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", "8", "--epochs", "2", "--trials", "2", "--output", "out")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def search(records, tmp_path_factory):
 def test_every_trial_stands_in_the_table_and_the_picture(search):
     folder, output = search
     trials = pd.read_csv(folder / "out" / "trials.csv")
-    assert len(trials) == 3 and set(trials["status"]) == {"COMPLETED"}
-    assert trials["margin"].between(0, 0.6).all() and trials["margin"].nunique() == 3
+    assert len(trials) == 2 and set(trials["status"]) == {"COMPLETED"}
+    assert trials["margin"].between(0, 0.6).all() and trials["margin"].nunique() == 2
     assert (folder / "out" / "margin.png").stat().st_size > 5000
     best = json.loads((folder / "out" / "best.json").read_text())
     assert best["val_accuracy"] == pytest.approx(trials["val_accuracy"].max())
@@ -133,7 +133,20 @@ def test_a_killed_search_goes_on(records, tmp_path, monkeypatch):
     first = json.loads(Path("out/trials/trial_0/trial.json").read_text())
     tune("--records", records, *OPTIONS, "--resume")
     assert json.loads(Path("out/trials/trial_0/trial.json").read_text()) == first
-    assert len(pd.read_csv("out/trials.csv")) == 3
+    assert len(pd.read_csv("out/trials.csv")) == 2
+
+
+@pytest.mark.any_backend
+def test_too_many_failures_in_a_row_are_a_message_and_a_table(records, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise ValueError("no memory")
+
+    monkeypatch.setattr(tune_margin, "FAILURES", 2)
+    monkeypatch.setattr(tune_margin.ScreenHyperModel, "fit", fails)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="consecutive failures.*reasons of all trials stand in trials.csv"):
+        tune("--records", records, *OPTIONS, "--trials", "4")
+    assert "no memory" in Path("out/trials.csv").read_text()
 
 
 @pytest.mark.any_backend

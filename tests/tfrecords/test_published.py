@@ -175,7 +175,7 @@ def test_a_damaged_file_stops_the_reading_and_is_named(tmp_path):
     path = tmp_path / "train/001.tfrecord"
     sound = path.read_bytes()
     end = len(sound)
-    for place in (0, 1, 15, end // 3, end // 2, end - 30, end - 1):
+    for place in (0, 15, end // 2, end - 1):
         damaged = bytearray(sound)
         damaged[place] ^= 64
         path.write_bytes(damaged)

@@ -241,9 +241,9 @@ def test_trials_train_under_mirrored_strategy(tmp_path):
 
     # Replicas validate with their own moving statistics, but save the mean of them: here there are none.
     model = Watched(smooth_backbone, CLASSES, STAGES[:1], search={"margin": (0.0, 0.5)}, embedding_dim=None, seed=5)
-    tuner = search(tmp_path, model=model, max_trials=2, distribution_strategy=two_replicas())
-    assert replicas == [2, 2]
-    assert [trial.status for trial in tuner.oracle.trials.values()] == ["COMPLETED"] * 2
+    tuner = search(tmp_path, model=model, max_trials=1, distribution_strategy=two_replicas())
+    assert replicas == [2]
+    assert [trial.status for trial in tuner.oracle.trials.values()] == ["COMPLETED"]
     x, y = tiny_batch(16)
     accuracy = tuner.get_best_models()[0].evaluate(x, y, batch_size=8, verbose=0, return_dict=True)["accuracy"]
     assert accuracy == pytest.approx(tuner.oracle.get_best_trials()[0].score, abs=1e-6)
@@ -305,9 +305,9 @@ def records(folder):
 
 
 @pytest.mark.any_backend
-@pytest.mark.parametrize("kind", ["RandomSearch", "Hyperband"])
-def test_a_killed_search_goes_on(tmp_path, kind, capsys):
-    arguments = {"max_epochs": 2, "factor": 2} if kind == "Hyperband" else {"max_trials": 4}
+def test_a_killed_search_goes_on(tmp_path, capsys):
+    """Of Hyperband, which has most to know; recipes/test_tune_margin.py kills another."""
+    kind, arguments = "Hyperband", {"max_epochs": 2, "factor": 2}
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     exec(script(unbroken, kind, arguments=arguments), {})
     cut = start(script(broken, kind, pause=1.0, arguments=arguments))
