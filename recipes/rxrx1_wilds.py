@@ -83,7 +83,7 @@ def main(argv=None):
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
-    distribution.first(lambda: check_weights(settings["backbone"], settings["weights"]))
+    check_weights(settings["backbone"], settings["weights"])
     check_on_nan(args.on_nan, args.method)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
