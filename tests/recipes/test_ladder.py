@@ -346,6 +346,8 @@ def test_on_digits_no_method_goes_by_the_name_of_another(tmp_path):
 
 
 def test_other_real_images_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
     for _ in range(2):
         ladder.check_same_data(tmp_path, tmp_path / "a")
     with pytest.raises(ValueError, match="has screens of the images in .*/a: name another --output"):

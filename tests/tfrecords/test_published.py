@@ -86,6 +86,7 @@ def test_the_order_of_training_is_a_function_of_seed_and_epoch(shuffled, count):
     assert [again[:3], again[3:6], again[6:]] == epochs
 
 
+@pytest.mark.any_backend
 def test_each_epoch_of_fit_has_its_own_order(shuffled):
     """With a known length Keras asks for that many batches and for none behind them."""
     seen = []
