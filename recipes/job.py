@@ -43,13 +43,6 @@ def kinds_to_name(records):
     return ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else KINDS
 
 
-def channels_of(records):
-    """The channels of the images in their order: names where the screen has some, else numbers on disk."""
-    options = read_manifest(records)["options"]
-    names = (options.get("screen") or {}).get("channels") or []
-    return [names[n - 1] if n <= len(names) else n for n in options["channels"]]
-
-
 def hash_shards(records):
     """What tells these records from all others."""
     shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it
@@ -98,7 +91,7 @@ def finished(folder, resume, asked):
     """The metrics of a job that ended, if it is to be resumed; else None.
 
     Raises:
-        ValueError: if what was `asked`, by the names of `metrics.json`, is another job.
+        ValueError: if what was `asked`, by the names of `metrics.json` and of its `options`, is another job.
     """
     if not resume or folder is None or not (folder / "metrics.json").is_file():
         return None

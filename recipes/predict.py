@@ -23,12 +23,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pandas as pd
-from job import channels_of, folder_or_url, kinds_to_name
+from job import folder_or_url, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score
 
 from keras_abra import ada_bn
 from tfrecords import class_names, list_sites, read_manifest, read_records
+from tfrecords.manifest import channel_names
 
 
 def main(argv=None):
@@ -41,7 +42,7 @@ def main(argv=None):
     manifest = read_manifest(args.records)
     kinds = job["kinds"] or kinds_to_name(args.records)
     model, names = load(args.model, tuple(manifest["image_shape"]), job)
-    if job["channels"] not in (None, found := channels_of(args.records)):
+    if job["channels"] not in (None, found := channel_names(manifest)):
         print(
             f"WARNING: the model was trained on the channels {job['channels']}, and these records have {found}. Where "
             "that is more than other names for the same stains, its answers mean nothing."

@@ -32,7 +32,6 @@ import keras
 from distribution import add_option, as_saved, distribute
 from job import (
     at_least_0,
-    channels_of,
     check_on_nan,
     find_sites,
     finished,
@@ -51,6 +50,7 @@ from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
+from tfrecords.manifest import channel_names
 from tfrecords.screen_layout import layout
 
 # ABRA's own, the package's defaults.
@@ -165,7 +165,7 @@ def main(argv=None):
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
-    metrics |= {"channels": channels_of(records), "kinds": [*kinds], "classes": names}
+    metrics |= {"channels": channel_names(read_manifest(records)), "kinds": [*kinds], "classes": names}
     metrics["options"] = same | settings | {"on_nan": args.on_nan}
     write_results(output, tables, metrics)
     print_scores(metrics)

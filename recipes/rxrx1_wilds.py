@@ -31,7 +31,6 @@ from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
 from job import (
     at_least_0,
-    channels_of,
     check_on_nan,
     find_sites,
     finished,
@@ -51,6 +50,7 @@ from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_m
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
 from tfrecords.listing import KINDS
+from tfrecords.manifest import channel_names
 from tfrecords.sources import find_layout
 
 CHANNELS, CROP = (1, 2, 3), 256
@@ -135,7 +135,12 @@ def main(argv=None):
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
             metrics["wilds"][split] = wilds_metrics(metrics["splits"][split])
-    metrics |= {"normalize": "image", "channels": channels_of(records), "kinds": [*KINDS], "classes": names}
+    metrics |= {
+        "normalize": "image",
+        "channels": channel_names(read_manifest(records)),
+        "kinds": [*KINDS],
+        "classes": names,
+    }
     metrics["options"] = same | settings | {"on_nan": args.on_nan}
     write_results(output, tables, metrics)
     print_scores(metrics)
@@ -210,7 +215,7 @@ def check_records(records, embedded):
     for name, expected in (("label", "sirna_id"), ("splits", "wilds")):
         if (found := manifest["options"][name]) != expected:
             raise ValueError(f"The records in {records} were built with --{name} {found}; RxRx1-WILDS's is {expected}.")
-    shape, channels = tuple(manifest["image_shape"]), channels_of(records)
+    shape, channels = tuple(manifest["image_shape"]), channel_names(manifest)
     if not embedded and (shape, channels) != ((CROP, CROP, len(CHANNELS)), [*CHANNELS]):
         print(
             f"WARNING: the records in {records} have images of {shape}, channels {channels}. RxRx1-WILDS's have "

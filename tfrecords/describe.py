@@ -10,7 +10,7 @@ import pandas as pd
 from tfrecords.contact_sheet import write_contact_sheet
 from tfrecords.devices import keep_tensorflow_off_gpu
 from tfrecords.listing import KINDS, read_index
-from tfrecords.manifest import EXCLUDED, read_manifest
+from tfrecords.manifest import EXCLUDED, channel_names, read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.splits import SPLITS
 
@@ -55,9 +55,8 @@ def _describe_files(dest, manifest):
     each = f"{size / total / 1e3:,.1f} kB a site"
     yield f"{dest}: {total:,} sites in {len(shards):,} files, {size / 1e9:,.3f} GB ({each})"
     yield f"from {manifest['source']} ({options['layout']}), splits {options['splits']}, seed {options['seed']}"
-    names = (options.get("screen") or {}).get("channels") or []
-    shown = [names[n - 1] if n <= len(names) else str(n) for n in options["channels"]]
-    encoding = f"{options['encoding']}, {height} x {width} pixels, channels {', '.join(shown)}"
+    shown = ", ".join(map(str, channel_names(manifest)))
+    encoding = f"{options['encoding']}, {height} x {width} pixels, channels {shown}"
     given = [f"{name} {options[name]}" for name in ("crop", "image_size") if options[name] is not None]
     yield "; ".join([f"encoding {encoding}", *given])
     for split in SPLITS:

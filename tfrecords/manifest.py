@@ -137,3 +137,10 @@ def package_versions():
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "unknown"
     return versions
+
+
+def channel_names(manifest):
+    """The channels of the images in their order: names where the screen has some, else numbers on disk."""
+    options = manifest["options"]
+    names = (options.get("screen") or {}).get("channels") or []
+    return [names[n - 1] if n <= len(names) else n for n in options["channels"]]

@@ -73,7 +73,8 @@ def read_published(
         ValueError: if there are no such files, one is cut to nothing or not compressed, `count` is less than a batch in
             training, or for options that `read_records` refuses. While iterating, a `tf.errors.InvalidArgumentError`
             for a record without a label, which `metadata` allows, for images of another size than `image_shape`, for a
-            damaged file, which it names, and in training for fewer records than a batch.
+            damaged file, which it names, and in training for fewer records than a batch; a
+            `tf.errors.FailedPreconditionError` for another number of records than `count`.
     """
     check_options(batch_size, seed, first_epoch, dtype)
     if normalize is not None and not callable(normalize):

@@ -9,12 +9,12 @@ import pandas as pd
 import predict
 import pytest
 from contenders.batch_statistics import predict_by_group, with_batch_statistics
-from job import channels_of
 from methods import build_model
 from normalization import normalization
 from rxrx1 import EMBEDDED
 
-from tfrecords import build_records, class_names, list_sites, read_records, write_screen
+from tfrecords import build_records, class_names, list_sites, read_manifest, read_records, write_screen
+from tfrecords.manifest import channel_names
 
 pytestmark = pytest.mark.any_backend
 
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_named(records, tmp_path):
 def test_other_channels_of_the_same_number_are_pointed_out(records, tmp_path, capsys):
     trained(records, tmp_path, "erm", "image")
     file = tmp_path / "metrics.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"channels": channels_of(records)}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"channels": channel_names(read_manifest(records))}))
     run(tmp_path / "model.keras", records, "--output", tmp_path / "same.csv")
     assert "WARNING" not in capsys.readouterr().out
     build_records(records.parent / "screen", tmp_path / "turned", channels=(6, 5, 4, 3, 2, 1))
