@@ -28,7 +28,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from ladder_methods import ABLATION, METHODS, method_settings, split_rate, trial_settings
+from ladder_methods import ABLATION, METHODS, method_settings, read_tuned, split_rate, trial_settings
 from ladder_rates import at_rates, choose_rates, rates_section
 from ladder_report import describe_commit, write_report
 from normalization import NORMALIZATIONS
@@ -130,6 +130,7 @@ def parse(argv):
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
     parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
+    parser.add_argument("--tuned", type=Path, metavar="FILE", help="tuned.json: its methods need no more trials")
     parser.add_argument(
         "--rates", nargs="+", type=float, help="learning rates; each method's best on a screen's val is reported"
     )
@@ -153,10 +154,13 @@ def parse(argv):
             parser.error(f"--{name.replace('_', '-')} must be at least {least}; received {getattr(args, name)}")
     if args.treatments and args.treatments % 4:
         parser.error(f"--treatments must be a multiple of 4; received {args.treatments}")
+    trials = PRESETS[args.preset]["trials"] if args.trials is None else args.trials
+    if args.tuned and (args.rates or not trials or not args.tuned.is_file()):
+        parser.error(f"--tuned takes a file, trials and no --rates; received {args.tuned}, {trials}, {args.rates}")
     if args.rates and (args.trials or len({*args.rates}) < len(args.rates) or min(args.rates) <= 0):
         parser.error(f"--rates takes positive rates, each once, and no --trials; received {args.rates}, {args.trials}")
     real = args.screen != "synthetic"
-    changed = [name for name in ("batch_effect", "shift", *COUNTS) if getattr(args, name) is not None]
+    changed = [name for name in ("batch_effect", "shift", "tuned", *COUNTS) if getattr(args, name) is not None]
     if real and (changed or args.trials):
         parser.error(f"--screen {args.screen} takes no --{(changed or ['trials'])[0].replace('_', '-')}")
     if real != (args.data is not None):
@@ -209,20 +213,22 @@ def final_cells(plan, settings):
 def tune(plan, args):
     """Settings of each method: the trial that is best on the validation experiments of the development screen."""
     screen = plan["screen"] | {"seed": DEVELOPMENT}
+    chosen_alike = {"trials": plan["trials"], "screen": screen}
+    best = read_tuned(args.tuned, plan["methods"], chosen_alike, **plan.get("common", {})) if args.tuned else {}
     trials = {
         method: [
             make_cell(method, trial_settings(method, i, **plan.get("common", {})), screen, 0, plan, ["id_test", "val"])
             for i in range(plan["trials"])
         ]
         for method in plan["methods"]
+        if method not in best
     }
     run_cells([cell for cells in trials.values() for cell in cells], args)
-    best = {}
     for method, cells in trials.items():
         found = [json.loads(cell_file(args.output, cell).read_text())["result"] for cell in cells]
         scores = [-1.0 if r["diverged"] else r["splits"]["val"]["accuracy"] for r in found]
         best[method] = cells[scores.index(max(scores))]["settings"]
-    write_json(args.output / "tuned.json", {"trials": plan["trials"], "screen": screen, "settings": best})
+    write_json(args.output / "tuned.json", chosen_alike | {"settings": best})
     return best
 
 

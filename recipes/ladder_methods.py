@@ -1,5 +1,6 @@
 """The rungs of the ladder: each method as settings. `ladder_contenders` makes its model."""
 
+import json
 import re
 import zlib
 from itertools import product
@@ -189,3 +190,31 @@ def trial_settings(method, trial, **changes):
     grid = [values for values in grid if values != {name: settings[name] for name in names}]
     order = np.random.default_rng(zlib.crc32(method.encode())).permutation(len(grid))
     return settings if trial == 0 else settings | grid[order[(trial - 1) % len(grid)]]
+
+
+def read_tuned(file, methods, chosen_alike, **changes):
+    """Settings that the trials of an earlier ladder chose.
+
+    Args:
+        file: its `tuned.json`.
+        methods: names; those that the file lacks are left out.
+        chosen_alike: dict of `trials`, their number for each method, and `screen`, the one they were made on.
+        changes: settings that all methods of this ladder share.
+
+    Raises:
+        ValueError: for another kind of file, for other trials, and for a method that is made of something else here.
+    """
+    try:
+        found = json.loads(file.read_text())
+        tuned, trials = found["settings"], {name: found[name] for name in chosen_alike}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no tuned.json of a ladder: expected trials, screen and settings.") from error
+    if trials != chosen_alike:
+        raise ValueError(f"{file} was chosen by other trials than this run makes: {trials}, not {chosen_alike}.")
+    best = {method: tuned[method] for method in methods if method in tuned}
+    for method, settings in best.items():
+        own = method_settings(method, **changes)
+        fixed = {name for name in own if name not in SPACES and settings.get(name) != own[name]}
+        if changed := sorted(fixed | (own.keys() ^ settings.keys())):
+            raise ValueError(f"{file}: {method} is another method here: it differs in {', '.join(changed)}.")
+    return best

@@ -128,7 +128,45 @@ def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch
     assert len(trials) == 16 and all(one["splits"] == ["id_test", "val"] for one in trials)
     assert [one["screen"]["seed"] for one in final] == [2000, 2000, 2001, 2001]
     assert all("test" in one["splits"] and one["settings"]["learning_rate"] == 0.02 for one in final)
-    assert json.loads((tmp_path / "tuned.json").read_text())["settings"]["erm"]["learning_rate"] == 0.02
+    tuned = tmp_path / "tuned.json"
+    assert json.loads(tuned.read_text())["settings"]["erm"]["learning_rate"] == 0.02
+
+    seen.clear()
+    start(tmp_path / "again", "--methods", "erm", "dsu", "--trials", "8", "--seeds", "1", "--tuned", str(tuned))
+    assert [one["method"] for one in seen] == ["dsu"] * 8 + ["erm", "dsu"]
+    assert seen[8]["settings"] == final[0]["settings"] != method_settings("erm")
+    again = json.loads((tmp_path / "again/tuned.json").read_text())["settings"]
+    assert list(again) == ["erm", "dsu"] and again["erm"] == final[0]["settings"]
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda tuned: tuned.pop("settings"), (), "no tuned.json of a ladder"),
+        (lambda tuned: None, ("--treatments", "8"), "other trials than this run makes"),
+        (lambda tuned: tuned.update(trials=7), (), "other trials than this run makes"),
+        (lambda tuned: None, ("--normalize", "plate"), "erm is another method here: it differs in normalize"),
+        (lambda tuned: tuned["settings"]["erm"].pop("width"), (), "differs in width"),
+        (lambda tuned: tuned["settings"]["erm"].update(radius=1.0), (), "differs in radius"),
+    ],
+)
+def test_settings_that_were_chosen_otherwise_are_refused(tmp_path, change, arguments, message):
+    screen = SCREEN | {"seed": ladder.DEVELOPMENT}
+    tuned = {"trials": 8, "screen": screen, "settings": {"erm": method_settings("erm", learning_rate=0.02)}}
+    change(tuned)
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned))
+    with pytest.raises(ValueError, match=message):
+        start(tmp_path, "--methods", "erm", "--trials", "8", "--tuned", str(tmp_path / "tuned.json"), *arguments)
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("arguments", [(), ("--trials", "0"), ("--trials", "8", "--rates", "0.1"), ("--trials", "8")])
+def test_tuned_settings_need_trials_and_a_file(tmp_path, capsys, arguments):
+    file = "nowhere.json" if arguments == ("--trials", "8") else __file__
+    with pytest.raises(SystemExit):
+        start(tmp_path, "--methods", "erm", "--tuned", file, *arguments)
+    assert "--tuned takes a file" in capsys.readouterr().err
 
 
 @pytest.mark.any_backend
