@@ -85,7 +85,7 @@ EMBEDDED = ABRA | {
 # The real screen: RxRx1-WILDS's published training (Koh et al. 2021; p-lambda/wilds, examples/configs/datasets.py):
 # ResNet-50, 256 px, batch 72, Adam 1e-3, weight decay 1e-5 (coupled there, decoupled here), 5,415 steps of warm-up,
 # cosine, 90 epochs; all six channels. Neck 1,024, margin 0.5 and scale 30: first place of the Kaggle competition. The
-# radius is the package's provisional default.
+# radius is the package's default, chosen on drawn screens (recipes/results/ladder_plate/radius.md).
 REAL = ABRA | {
     "backbone": "ResNet50",
     "image_size": 256,
@@ -97,7 +97,7 @@ REAL = ABRA | {
     "embedding_dim": 1024,
     "margin": 0.5,
     "scale": 30.0,
-    "radius": 0.5,
+    "radius": 0.15,
 }
 
 

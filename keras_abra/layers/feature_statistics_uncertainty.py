@@ -54,7 +54,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         structure: `"diagonal"` (default), `"low_rank"` or `"domain"`.
         radius: rho > 0, length of a perturbation; 1 is the expected length of a standard normal draw. `None`: the
             normal draw itself, with gradients through the spread, as in DSU; for use of the layer by itself. Default
-            0.5.
+            0.15 (recipes/results/ladder_plate/radius.md).
         probability: in (0, 1], chance that the stage is perturbed in a step (all samples or none). Default 1; DSU's is
             0.5.
         perturbed_share: in (0, 1], chance of each sample to be perturbed at all; in an `ABRAModel` the same samples at
@@ -118,7 +118,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
     def __init__(
         self,
         structure="diagonal",
-        radius=0.5,
+        radius=0.15,
         probability=1.0,
         perturbed_share=1.0,
         steps=0,

@@ -32,7 +32,7 @@ SPACES = {
     "scale": _Space(30.0, (8.0, 64.0), log=True),
     "warmup": _Space(0.1, (0.0, 0.3)),
     "stages": _Space(None, None),
-    "radius": _Space(0.5, (0.05, 1.0), log=True, needs=(_ADVERSARY,)),
+    "radius": _Space(0.15, (0.05, 1.0), log=True, needs=(_ADVERSARY,)),
     "steps": _Space(0, [0, 1, 3], needs=(_ADVERSARY,)),
     "step_size": _Space(0.5, (0.1, 2.0), log=True, needs=(_ADVERSARY, ("steps", "positive"))),
     "alignment": _Space("symmetric_kl", _ALIGNMENTS, needs=(_ADVERSARY,)),
@@ -50,7 +50,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
     alone, or it compiles again without the schedule.
 
     Hyperparameters and their default spaces (and defaults: the package's own): `margin` 0 to 0.6 radians (0.5), `scale`
-    8 to 64 (30), `warmup` 0 to 0.3 of the steps (0.1), `stages` (the first that is given), `radius` 0.05 to 1 (0.5),
+    8 to 64 (30), `warmup` 0 to 0.3 of the steps (0.1), `stages` (the first that is given), `radius` 0.05 to 1 (0.15),
     `steps` 0, 1 or 3 (0), `step_size` 0.1 to 2 radii (0.5), `alignment` (symmetric_kl) and `alignment_weight` 0.1 to 10
     (1), `learning_rate` 1e-4 to 1e-2 (1e-3), `weight_decay` 1e-6 to 0.1 (1e-5). Scale, radius, step size, weight,
     learning rate and decay are searched by their logarithm. What a choice makes meaningless is not searched: the

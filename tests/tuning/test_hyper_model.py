@@ -47,7 +47,7 @@ def test_everything_is_searched_by_default_from_the_package_defaults():
         "scale": 30.0,
         "warmup": 0.1,
         "stages": "stem",
-        "radius": 0.5,
+        "radius": 0.15,
         "steps": 0,
         "alignment": "symmetric_kl",
         "alignment_weight": 1.0,
