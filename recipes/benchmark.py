@@ -6,8 +6,9 @@
 
 For each place of the first perturbation: f (share of the compute behind it), the bound 1 + f, and the ratio ABRA / ERM
 of floating-point operations of the compiled step, of time, and of peak memory; for torch also naive ways to write the
-step. Time is taken in one process, models in turn, as the median of paired blocks of `fit`: processor time, or, where
-there is a GPU, wall time, on JAX and torch with the images on it. The last line of the output is JSON.
+step. Time is taken in one process, models in turn, as the median of paired blocks: of `fit` with some steps less `fit`
+with one, so that what a call of `fit` costs by itself counts nowhere; processor time, or, where there is a GPU, wall
+time, on JAX and torch with the images on it. The last line of the output is JSON.
 """
 
 import argparse
@@ -166,9 +167,11 @@ def parse(argv):
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype-policy", default="float32", help="float32, mixed_bfloat16 or mixed_float16")
     parser.add_argument("--blocks", type=int, default=11, help="paired blocks that medians are taken over")
-    parser.add_argument("--steps", type=int, default=2, help="training steps a block")
+    parser.add_argument("--steps", type=int, help="training steps a block (default: 4; with a GPU 50)")
     parser.add_argument("--memory-batch-size", type=int, default=64, help="0: memory is not measured")
     args = whole.parse_args(argv)
+    if args.what == "step" and args.steps is None:
+        args.steps = 50 if accelerator() else 4
     if args.what == "step" and args.backbone not in CUTS and not args.perturb_after:
         parser.error(f"--perturb-after is needed for {args.backbone}")
     return args
@@ -251,16 +254,29 @@ def inputs(data, batch_size):
     return dict(zip("xy", data, strict=False)) | {"batch_size": batch_size}
 
 
+def short_and_long(bench, model, args, parts=None):
+    """One batch for `fit`, and `steps` more; of `parts` the images alone, for `predict`."""
+    data = bench.data(model, args.batch_size * (args.steps + 1))[:parts]
+    return [inputs([array[:count] for array in data], args.batch_size) for count in (args.batch_size, None)]
+
+
+def difference(function, batches):
+    """Seconds that the long data take more than the short."""
+    seconds = []
+    for one in batches:
+        start = clock()
+        function(one)
+        seconds.append(clock() - start)
+    return seconds[1] - seconds[0]
+
+
 def time_fit(bench, models, args):
     """Median and quartiles, over blocks, of each model's time in units of ERM's in the same block; and ERM's seconds a
     step."""
-    data = {name: bench.data(model, args.batch_size * args.steps) for name, model in models.items()}
-    data = {name: inputs(arrays, args.batch_size) for name, arrays in data.items()}
+    data = {name: short_and_long(bench, model, args) for name, model in models.items()}
 
     def run(name):
-        start = clock()
-        models[name].fit(**data[name], shuffle=False, verbose=0)
-        return clock() - start
+        return difference(lambda batches: models[name].fit(**batches, shuffle=False, verbose=0), data[name])
 
     for name in models:  # traces and compiles
         run(name), run(name)
@@ -282,12 +298,10 @@ def time_fit(bench, models, args):
 
 
 def time_predict(bench, erm, model, args):
-    images = inputs(bench.data(erm, args.batch_size * args.steps * 2)[:1], args.batch_size)
+    images = short_and_long(bench, erm, args, parts=1)
 
     def run(one):
-        start = clock()
-        one.predict(**images, verbose=0)
-        return clock() - start
+        return difference(lambda batches: one.predict(**batches, verbose=0), images)
 
     for one in (erm, model, erm, model):
         run(one)

@@ -46,6 +46,7 @@ SHAPES = {"wilds": (256, 3), "rxrx1": (512, 6)}
 KINDS = ("treatment", "control")
 DISTINCT = 12  # sites that are drawn; the others repeat their pixels in files of their own
 TREATMENTS = 1108
+MEMORY_BATCH = 16
 EXPERIMENTS = {"train": {"HUVEC": 2, "RPE": 1, "HEPG2": 1}}
 
 
@@ -57,7 +58,9 @@ def add_arguments(parser):
     parser.add_argument("--batch-size", type=int, default=72)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="for the files (default: a temporary one, removed at the end)")
-    parser.add_argument("--keep-memory", action="store_true", help="tfrecords.keep_freed_memory, for all ways")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="tfrecords.keep_freed_memory, for all ways of reading and building"
+    )
     parser.add_argument("--parts", nargs="+", choices=("read", "build", "memory"), default=["read", "build", "memory"])
 
 
@@ -86,7 +89,7 @@ def main(args):
                 show(f"{shape}: read, {sites} sites", row["read"])
             shutil.rmtree(case.folder)
         if "memory" in args.parts:
-            table["memory"] = measure_memory(Path(folder), pool, args.sites // 16)
+            table["memory"] = measure_memory(Path(folder), pool, max(args.sites // 16, MEMORY_BATCH))
             show("memory, MB at the peak", table["memory"])
     print(json.dumps(table))
 
@@ -94,7 +97,10 @@ def main(args):
 def draw_pool():
     """Pixels of a few sites, uint8 `(6, 512, 512)`: real ones if there are, else synthetic."""
     if "RXRX1_SAMPLE" in os.environ:
-        first = sorted(Path(os.environ["RXRX1_SAMPLE"], "rxrx1-images").rglob("*_s1_w1.png"))
+        folder = Path(os.environ["RXRX1_SAMPLE"], "rxrx1-images")
+        first = sorted(folder.rglob("*_s1_w1.png"))
+        if not first:
+            raise ValueError(f"RXRX1_SAMPLE: expected images named *_s1_w1.png below {folder}; found none.")
         return [
             np.stack([np.asarray(Image.open(str(path)[: -len("1.png")] + f"{w}.png")) for w in range(1, 7)])
             for path in first[:DISTINCT]
@@ -299,7 +305,7 @@ def measure_memory(folder, pool, sites):
         write_tree(case / "source", pool, *SHAPES["wilds"], sites * times)
         for job in ("build", "read", "train"):
             command = [sys.executable, __file__, job, str(case)]
-            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.setdefault(job, {})[f"{sites * times} sites"] = round(int(result.stdout.split()[-1]) / 1024, 1)
         shutil.rmtree(case)
     return rows
@@ -310,7 +316,7 @@ def one_job(job, folder):
     if job == "build":
         build_records(folder / "source", folder / "raw", splits="table", workers=1)
     else:
-        data = read_records(folder / "raw", "train", batch_size=16, kinds=KINDS, training=job == "train")
+        data = read_records(folder / "raw", "train", batch_size=MEMORY_BATCH, kinds=KINDS, training=job == "train")
         for _ in data:
             pass
     with open("/proc/self/status") as file:

@@ -10,16 +10,30 @@ from pathlib import Path
 
 import keras
 import pandas as pd
+import tensorflow as tf
 
 from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
 from keras_abra.fit_arguments import symbolic_batch
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import list_sites, read_manifest, read_records, site_ids_of_step
+from tfrecords.image_batches import complaint_in
 from tfrecords.listing import KINDS
 from tfrecords.remote import is_remote
 
 CHECKPOINTS = "checkpoints"  # in the output folder, while the job runs
 EVERY = 200  # steps between checkpoints inside an epoch
+
+
+def as_command(name, main):
+    """Runs a recipe from the command line. What the user can mend, a damaged record among it, is a line there."""
+    try:
+        main()
+    except tf.errors.InvalidArgumentError as error:
+        if (complaint := complaint_in(error)) is None:
+            raise
+        sys.exit(f"{name}: error: {complaint}")
+    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
+        sys.exit(f"{name}: error: {error}")
 
 
 def folder_or_url(text):

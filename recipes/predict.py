@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 import zipfile
 from pathlib import Path
 
@@ -23,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pandas as pd
-from job import folder_or_url, kinds_to_name
+from job import as_command, folder_or_url, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score
 
@@ -121,7 +120,7 @@ def load(file, shape, job):
         raise ValueError(f"{file} is no file. Expected the model.keras of a job that ended.")
     try:
         model = keras.models.load_model(file, compile=False)
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is no model that can be loaded: {error}") from error
     found = tuple(model.backbone.input_shape[1:] if hasattr(model, "backbone") else model.input_shape[1:])
     if len(found) != len(shape) or any(a not in (None, b) for a, b in zip(found, shape, strict=True)):
@@ -144,7 +143,4 @@ def labels(column, names, own):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
-        sys.exit(f"predict.py: error: {error}")
+    as_command("predict.py", main)

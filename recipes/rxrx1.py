@@ -31,6 +31,7 @@ if not sys.stderr.isatty():
 import keras
 from distribution import add_option, as_saved, distribute
 from job import (
+    as_command,
     at_least_0,
     check_on_nan,
     find_sites,
@@ -290,7 +291,4 @@ def prepare_records(args, settings, output):
 
 if __name__ == "__main__":
     keep_freed_memory()
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
-        sys.exit(f"rxrx1.py: error: {error}")
+    as_command("rxrx1.py", main)

@@ -30,6 +30,7 @@ import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
 from job import (
+    as_command,
     at_least_0,
     check_on_nan,
     find_sites,
@@ -253,7 +254,4 @@ def plain(settings, shape, names):
 
 if __name__ == "__main__":
     keep_freed_memory()
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
-        sys.exit(f"rxrx1_wilds.py: error: {error}")
+    as_command("rxrx1_wilds.py", main)

@@ -30,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import keras_tuner
 from distribution import distribute
-from job import hash_shards, kinds_to_name
+from job import as_command, hash_shards, kinds_to_name
 from methods import PERTURB, build_model, check_backbone, make_optimizer
 from normalization import NORMALIZATIONS, normalization
 from rxrx1 import DATA_HELP, EMBEDDED, REAL, check_data, is_embedded, prepare_records
@@ -286,7 +286,4 @@ def confirm(args, command, settings):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:  # the last two: records at a URL, a full disk
-        sys.exit(f"tune_margin.py: error: {error}")
+    as_command("tune_margin.py", main)

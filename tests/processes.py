@@ -25,6 +25,12 @@ def environment(number, processes, port):
     }
 
 
+def xla_flags(devices=None):
+    """`XLA_FLAGS` of a process of JAX: those of this one, or what compiles in half the time; so many CPU devices."""
+    flags = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    return f"{flags} --xla_force_host_platform_device_count={devices}" if devices else flags
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

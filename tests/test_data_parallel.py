@@ -12,7 +12,7 @@ from keras import ops
 from keras_abra.layers import FeatureStatisticsUncertainty
 from tests import parallel_steps
 from tests.parallel_steps import MUTANTS, injected, run
-from tests.processes import ROOT, run_together
+from tests.processes import ROOT, run_together, xla_flags
 
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
@@ -33,22 +33,20 @@ COMPARED = [(where, case) for where, cases in MANY.items() for case in cases if 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory):
     """What was found on many devices: `{where: [results of each process]}`; on JAX also on "1 device"."""
-    folder, found, flags = tmp_path_factory.mktemp("many"), {}, ""
+    folder, found = tmp_path_factory.mktemp("many"), {}
     if BACKEND == "jax":
-        flags = "--xla_backend_optimization_level=0"  # compiles in half the time
         arguments = []
         for where, cases in {"1 device": ONE, **MANY}.items():
             if where != "processes":
                 arguments += ["--", f"{folder / where}.npz:{where[0]}", *cases]
-        environment = {**os.environ, "KERAS_BACKEND": "jax"}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {flags}"
+        environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": xla_flags(4)}
         command = [sys.executable, "-m", "tests.parallel_steps", *arguments[1:]]
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]
         found = {file.stem: [np.load(file)] for file in folder.iterdir()}
     files = [folder / f"{i} of 2.npz" for i in range(2)]
     commands = [["-m", "tests.parallel_steps", file, *MANY["processes"]] for file in files]
-    codes, texts = run_together(commands, KERAS_BACKEND=BACKEND, XLA_FLAGS=flags)
+    codes, texts = run_together(commands, KERAS_BACKEND=BACKEND, XLA_FLAGS=xla_flags())
     assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
     return found | {"processes": [np.load(file) for file in files]}
 

@@ -19,11 +19,11 @@ import pandas as pd
 import pytest
 
 from keras_abra import ResumableRun, run_state
+from tests.processes import ROOT, xla_flags
 from tfrecords import build_records, write_screen
 
 KILLS = int(os.environ.get("KILLS", 0))
 BACKEND = keras.backend.backend()
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def run(records, folder, replicas, chains):
         "OMP_NUM_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={replicas}",
+        "XLA_FLAGS": xla_flags(replicas),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

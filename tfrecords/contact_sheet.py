@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from tfrecords.image_batches import image_batches
+from tfrecords.image_batches import complaint_in, image_batches
 from tfrecords.listing import fetch_shards, read_index
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
@@ -39,7 +39,7 @@ def write_contact_sheet(dest, file, columns=6, edge=160):
         edge: largest height and width of a site in pixels; larger images are made smaller by averaging areas.
 
     Raises:
-        ValueError: if the picture would lie in the folder of records.
+        ValueError: if the picture would lie in the folder of records, and for a damaged record, which is named.
     """
     folder, file = local_folder(dest), Path(file)
     if folder.resolve() in file.resolve().parents:
@@ -47,8 +47,14 @@ def write_contact_sheet(dest, file, columns=6, edge=160):
     manifest = read_manifest(folder)
     sites = _choose(read_index(folder, manifest), columns)
     source = record_images(fetch_shards(dest, manifest, {*sites["shard"]}), sites, manifest)
-    _, images = next(image_batches(source, tf.range(len(sites), dtype=tf.int64), len(sites)).as_numpy_iterator())
-    pictures = [_shrink(to_rgb(image), edge) for image in images]
+    batches = image_batches(source, tf.range(len(sites), dtype=tf.int64), len(sites))
+    try:
+        _, images = next(batches.as_numpy_iterator())
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(complaint_in(error) or str(error)) from error
+    options = manifest["options"]
+    stains = None if options["layout"] == "screen" else options["channels"]
+    pictures = [_shrink(to_rgb(image, stains), edge) for image in images]
     names = [site_id.encode("ascii", "replace").decode() for site_id in sites["site_id"]]
     longest = max(math.ceil(ImageFont.load_default().getlength(name)) for name in names)
     width = max(pictures[0].width, min(longest, edge)) + _MARGIN
@@ -69,11 +75,13 @@ def write_contact_sheet(dest, file, columns=6, edge=160):
     write_whole(file, data.getvalue())
 
 
-def to_rgb(image):
+def to_rgb(image, stains=None):
     """An image in colours: six channels in those of RxRx1, three as red, green, blue, others as the grey of their mean.
 
     Args:
         image: uint8 `(height, width, channels)`.
+        stains: number of each channel in RxRx1, 1 to 6, for its colours at its grey levels. Default: of another screen,
+            whose channels have them in their order, and in full at 255.
 
     Returns:
         numpy.ndarray, uint8, `(height, width, 3)`.
@@ -83,8 +91,9 @@ def to_rgb(image):
         return image
     if channels != len(COLOURS):
         return np.repeat(image.mean(axis=-1, keepdims=True).round().astype(np.uint8), 3, axis=-1)
-    colours = np.array([colour for colour, _ in COLOURS], np.float32)
-    full = np.array([level for _, level in COLOURS], np.float32)
+    chosen = [COLOURS[stain - 1] for stain in stains or range(1, channels + 1)]
+    colours = np.array([colour for colour, _ in chosen], np.float32)
+    full = np.array([level for _, level in chosen], np.float32) if stains else 255
     return np.clip(np.minimum(image / full, 1) @ colours, 0, 255).astype(np.uint8)
 
 

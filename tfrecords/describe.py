@@ -132,7 +132,7 @@ def _place(dest):
 def main(argv=None):
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tfrecords.describe", description=__doc__)
-    parser.add_argument("dest", help="folder of records")
+    parser.add_argument("dest", help="folder of records, or URL of one")
     parser.add_argument(
         "--sheet",
         help="picture to write, not in DEST (default: contact_sheet.png here, or beside DEST if here is in it)",
@@ -143,7 +143,7 @@ def main(argv=None):
     try:
         print(describe_records(arguments.dest))
         write_contact_sheet(arguments.dest, sheet)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"Contact sheet: {sheet}")

@@ -1,5 +1,6 @@
 """Reads the images of given sites, in order, as batches: nothing is skipped, and what cannot be read is named."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,6 +68,12 @@ def image_batches(source, rows, size, view=None, each=None):
 
     # One after the other: the first complaint is of the first image that is missing.
     return tf.data.Dataset.zip((wanted.batch(size, drop_remainder=even), filled)).enumerate().map(check)
+
+
+def complaint_in(error):
+    """What `source.complain` said, without what TensorFlow and Keras have put around it; None in another error."""
+    found = re.search(r"assertion failed: \[(.+?)\]$", str(error), re.DOTALL | re.MULTILINE)
+    return found and found[1]
 
 
 def _explain(source, rows):

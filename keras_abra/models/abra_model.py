@@ -45,7 +45,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         embedding_dim: size of the embedding behind a BatchNormalization-Dense-BatchNormalization neck; `None`: the
             pooled features themselves. Default 1024, that of the first place of RxRx1's Kaggle competition. It is
             `synchronized` over the replicas if the backbone's batch normalization is.
-        uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.15 and no
+        uncertainty: a `FeatureStatisticsUncertainty`, the template of every stage. Default: diagonal, radius 0.15, no
             ascent step, a random perturbation; with `steps=1` or more it is the worst case, as in the paper.
         loss: `ArcFace` (default, margin 0.5 radians, scale 30) or `CosFace`.
         alignment: a `DistributionAlignment`. Default: symmetric KL, weight 1.

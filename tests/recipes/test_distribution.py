@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import keras_abra  # noqa: F401, its classes are registered for loading
-from tests.processes import PATIENCE, ROOT, environment, free_port, run_together
+from tests.processes import PATIENCE, ROOT, environment, free_port, run_together, xla_flags
 from tfrecords import build_records, list_sites, site_ids_of_step, write_screen
 
 BACKEND = keras.backend.backend()
@@ -42,8 +42,7 @@ def together(recipe, folder, *arguments):
         text = result.stdout
     else:
         commands = [arguments] * (2 if BACKEND == "jax" else 1)
-        quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if BACKEND == "jax" else {}
-        codes, texts = run_together(commands, cwd=folder, KERAS_BACKEND=BACKEND, **quick)
+        codes, texts = run_together(commands, cwd=folder, KERAS_BACKEND=BACKEND, XLA_FLAGS=xla_flags())
         assert not any(codes), "\n".join(text[-3000:] for text in texts)
         text = "".join(texts)
     return text, [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]

@@ -9,6 +9,7 @@ import pandas as pd
 import predict
 import pytest
 from contenders.batch_statistics import predict_by_group, with_batch_statistics
+from job import as_command
 from methods import build_model
 from normalization import normalization
 from rxrx1 import EMBEDDED
@@ -125,6 +126,18 @@ def test_other_channels_of_the_same_number_are_pointed_out(records, tmp_path, ca
     run(tmp_path / "model.keras", tmp_path / "turned", "--output", tmp_path / "turned.csv")
     said = capsys.readouterr().out
     assert "WARNING: the model was trained on the channels [1, 2, 3, 4, 5, 6], and these records have [6, 5, 4," in said
+
+
+def test_a_damaged_record_is_a_line(records, tmp_path, monkeypatch):
+    trained(records, tmp_path, "erm", "image")
+    shutil.copytree(records, tmp_path / "records")
+    for file in (tmp_path / "records" / "test").iterdir():
+        file.write_bytes(file.read_bytes()[:-9] + bytes(9))  # the last record's checksum
+    message = r"predict.py: error: .*tfrecord, record \d+: damaged.* --repair`. Then start again.$"
+    arguments = [tmp_path / "model.keras", tmp_path / "records", "--output", tmp_path / "new.csv"]
+    with pytest.raises(SystemExit, match=message):
+        as_command("predict.py", lambda: run(*arguments))
+    assert not (tmp_path / "new.csv").exists()
 
 
 def test_names_are_those_of_the_training_whatever_classes_the_records_have(records, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +58,22 @@ def test_the_command_line_prints_and_draws_and_leaves_the_folder_as_it_is(record
     assert verify_records(records_tree) == []
 
 
+def test_the_command_line_names_a_damaged_record_and_a_package_that_is_lacking(release_tree, tmp_path, capsys):
+    build_records(release_tree, tmp_path / "records")
+    for file in (tmp_path / "records").glob("*/*.tfrecord"):
+        data = file.read_bytes()
+        file.write_bytes(bytes(byte ^ (i % 40 == 39) for i, byte in enumerate(data)))
+    capsys.readouterr()
+    assert main([str(tmp_path / "records"), "--sheet", str(tmp_path / "sheet.png")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and ": damaged, missing" in error
+    assert not (tmp_path / "sheet.png").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "fsspec", None)
+        assert main(["s3://bucket/records"]) == 1
+    assert "error: s3:// needs fsspec" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("encoding, channels", [("raw", None), ("png", None), ("raw", (1, 2, 3)), ("png", (2,))])
 def test_a_sheet_has_a_row_for_each_cell_type_and_the_sites_own_pixels(
     release_tree, pixels_of, tmp_path, encoding, channels
@@ -70,7 +87,9 @@ def test_a_sheet_has_a_row_for_each_cell_type_and_the_sites_own_pixels(
     corner = sheet[4 + 26 + 14 :, 4:][:8, :8]  # RPE's only one.
     picked = [0, 1, 2, 3, 4, 5] if channels is None else [channel - 1 for channel in channels]
     candidates = [
-        to_rgb(pixels_of(f"RPE-01_1_{well}_{site}")[..., picked]) for well in ("B03", "B04") for site in (1, 2)
+        to_rgb(pixels_of(f"RPE-01_1_{well}_{site}")[..., picked], [n + 1 for n in picked])
+        for well in ("B03", "B04")
+        for site in (1, 2)
     ]
     assert any((corner == candidate).all() for candidate in candidates)
 
@@ -80,6 +99,9 @@ def test_colours_are_those_of_rxrx1():
     image[0, 0, 0] = 51  # Nuclei, as bright as shown.
     image[0, 1, 3] = 255  # Brighter than shown.
     image[0, 2, [0, 2]] = 51, 64  # Sums saturate.
-    assert to_rgb(image)[0].tolist() == [[19, 0, 249], [45, 255, 252], [255, 0, 255]]
+    assert to_rgb(image, [1, 2, 3, 4, 5, 6])[0].tolist() == [[19, 0, 249], [45, 255, 252], [255, 0, 255]]
+    turned = to_rgb(image[..., ::-1], [6, 5, 4, 3, 2, 1])  # the same stains in another order
+    assert (turned == to_rgb(image, [1, 2, 3, 4, 5, 6])).all()
+    assert to_rgb(image)[0, :2].tolist() == [[3, 0, 49], [45, 255, 252]]  # another screen's: in full at 255
     assert (to_rgb(image[..., :3]) == image[..., :3]).all()
     assert to_rgb(image[..., :2])[0, 0].tolist() == [26, 26, 26]  # 25.5, rounded to even.
