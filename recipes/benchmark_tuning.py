@@ -34,12 +34,13 @@ from tfrecords import build_records, class_names, read_manifest, read_records, w
 class PlainHyperModel(keras_tuner.HyperModel):
     """The same backbone, neck and records as a plain Keras model; the learning rate is searched."""
 
-    def __init__(self, records, settings):
+    def __init__(self, records, settings, cache):
         super().__init__()
         self.settings, self.names = settings, class_names(records)
         self.shape = tuple(read_manifest(records)["image_shape"])
-        self.train = read_records(records, "train", batch_size=settings["batch_size"], training=True)
-        self.val = read_records(records, "val", batch_size=settings["batch_size"])
+        options = {"batch_size": settings["batch_size"], "cache": cache}
+        self.train = read_records(records, "train", training=True, **options)
+        self.val = read_records(records, "val", **options)
 
     def build(self, hp):
         keras.utils.set_random_seed(0)
@@ -80,12 +81,10 @@ def measure(args, records, folder):
     fixed = {name: settings[name] for name in SPACES if name not in ("margin", "scale", "stages")}
     fixed["stages"] = "+".join(settings["stages"])
     spaces = {name: EMBEDDED_SPACES[name] for name in ("margin", "scale")}
+    abra = ScreenHyperModel(records, settings, "val", search=spaces, fixed=fixed)
     models = {
-        "plain": (PlainHyperModel(records, settings), keras_tuner.RandomSearch),
-        "abra": (
-            ScreenHyperModel(records, settings, "val", search=spaces, fixed=fixed),
-            type("Search", (DurableSearch, keras_tuner.RandomSearch), {}),
-        ),
+        "plain": (PlainHyperModel(records, settings, abra.cache), keras_tuner.RandomSearch),
+        "abra": (abra, type("Search", (DurableSearch, keras_tuner.RandomSearch), {})),
     }
     seconds = {name: {"trial": [], "training": [], "wall": []} for name in models}
     for repeat in range(-1, args.repeats):  # the first is not counted

@@ -47,6 +47,16 @@ def at_least_0(text):
     return number
 
 
+def add_mixed_precision(parser):
+    parser.add_argument(
+        "--mixed-precision",
+        nargs="?",
+        const="float16",
+        choices=("float16", "bfloat16"),
+        help="compute in this type where it is safe (given without one: float16), variables stay float32",
+    )
+
+
 def is_built(records):
     """Whether finished records are there: to be read, not built."""
     return is_remote(records) or (records / "manifest.json").is_file()

@@ -31,6 +31,7 @@ if not sys.stderr.isatty():
 import keras
 from distribution import add_option, as_saved, distribute
 from job import (
+    add_mixed_precision,
     as_command,
     at_least_0,
     check_on_nan,
@@ -126,7 +127,7 @@ def main(argv=None):
     output = distribution.output(lambda: make_output(args.output, "rxrx1", args.resume))
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
-        keras.config.set_dtype_policy("mixed_float16")
+        keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
 
     with refusal_leaves_nothing(output):
         records = folder_or_url(str(distribution.first(lambda: prepare_records(args, settings, output))))
@@ -216,7 +217,7 @@ def parse(argv):
     parser.add_argument("--hparams", type=Path, help="JSON of settings, as recipes/tune_margin.py writes it")
     parser.add_argument("--label", help="column of the table that gives the classes (default: sirna_id)")
     add_option(parser)
-    parser.add_argument("--mixed-precision", action="store_true", help="float16 where it is safe")
+    add_mixed_precision(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**31:
         parser.error(f"--seed must lie in [0, 2**31); received {args.seed}")

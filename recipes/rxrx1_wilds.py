@@ -30,6 +30,7 @@ import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
 from job import (
+    add_mixed_precision,
     as_command,
     at_least_0,
     check_on_nan,
@@ -78,7 +79,7 @@ def main(argv=None):
     if args.perturb_after:
         settings["stages"] = args.perturb_after
     settings["weights"] = which_weights(args.weights, settings["backbone"])
-    same = {"method": args.method}
+    same = {"method": args.method, "mixed_precision": args.mixed_precision}
     asked = {"recipe": "rxrx1_wilds", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
     asked |= same | settings
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
@@ -89,6 +90,8 @@ def main(argv=None):
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
     keras.utils.set_random_seed(args.seed)
+    if args.mixed_precision:
+        keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
 
     with refusal_leaves_nothing(output):
         records, table = distribution.first(lambda: prepare_records(args, output))
@@ -179,6 +182,7 @@ def parse(argv):
     )
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 72)")
     add_option(parser)
+    add_mixed_precision(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**31:
         parser.error(f"--seed must lie in [0, 2**31); received {args.seed}")

@@ -49,6 +49,9 @@ def main(argv=None):
     if code:
         print(f"the unbroken job failed: exit code {code}, see {args.output}/whole.txt")
         return 1
+    if not kills:
+        print(f"the job ended before its first kill: nothing was tried. Give it more than {epochs} --epochs.")
+        return 1
     result = {
         "backend": args.backend,
         "epochs": epochs,

@@ -273,14 +273,14 @@ def test_a_job_that_ended_has_nothing_to_resume(tmp_path, capsys):
 
 @pytest.mark.any_backend
 def test_a_finished_job_of_other_options_is_none_to_resume(tmp_path):
-    options = {"method": "erm", "mixed_precision": False, "on_nan": "stop", **rxrx1.EMBEDDED}
+    options = {"method": "erm", "mixed_precision": None, "on_nan": "stop", **rxrx1.EMBEDDED}
     (tmp_path / "metrics.json").write_text(json.dumps({"recipe": "rxrx1", "method": "erm", "options": options}))
     same = ["--output", str(tmp_path), "--resume", "--method", "erm"]
     assert rxrx1.main(same)["recipe"] == "rxrx1"
     for more, message in {
         ("--epochs", "900"): "epochs 45, now 900",
         ("--normalize", "image"): "normalize 'plate', now 'image'",
-        ("--mixed-precision",): "mixed_precision False, now True",
+        ("--mixed-precision",): "mixed_precision None, now 'float16'",
         ("--on-nan", "skip"): "on_nan 'stop', now 'skip'",
     }.items():
         with pytest.raises(ValueError, match=f"holds another job, which ended: {message}"):

@@ -52,10 +52,20 @@ def run(*arguments):
     return rxrx1_wilds.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("method", ["erm", pytest.param("abra", marks=pytest.mark.any_backend)])
-def test_it_trains_and_writes_what_the_leaderboard_takes(method, wilds, tmp_path, monkeypatch):
+@pytest.fixture
+def float32():
+    """The policy again, after a job has set another."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"), [("erm", ()), pytest.param("abra", ("bfloat16",), marks=pytest.mark.any_backend)]
+)
+def test_it_trains_and_writes_what_the_leaderboard_takes(method, precision, wilds, tmp_path, monkeypatch, float32):
     monkeypatch.setitem(rxrx1_wilds.PUBLISHED, "stages", ["stem"])
-    metrics = run("--data", wilds, "--output", tmp_path / "out", "--seed", 3, "--method", method, *OPTIONS)
+    options = [*OPTIONS, *(["--mixed-precision", *precision] if precision else [])]
+    metrics = run("--data", wilds, "--output", tmp_path / "out", "--seed", 3, "--method", method, *options)
     table = pd.read_csv(wilds / "metadata.csv")
     parts = {
         "val": table[table["dataset"] == "val"],
@@ -74,6 +84,8 @@ def test_it_trains_and_writes_what_the_leaderboard_takes(method, wilds, tmp_path
         assert metrics["wilds"][split]["acc_wg"] == pytest.approx(right.groupby(rows["cell_type"]).mean().min())
     assert set(table["sirna_id"]) == set(range(8 + 3))  # Controls are classes as well.
     model = keras.models.load_model(tmp_path / "out" / "model.keras")
+    if precision:
+        assert model.backbone.layers[1].dtype_policy.name == "mixed_bfloat16"
     assert model.predict(np.zeros((1, 24, 24, 3), "float32"), verbose=0).shape == (1, 11)
     arguments = (tmp_path / "out/model.keras", tmp_path / "out/records", "--output", tmp_path / "again.csv")
     assert predict.main([*map(str, arguments)])["splits"]["test"] == metrics["splits"]["test"]
