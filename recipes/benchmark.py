@@ -167,11 +167,11 @@ def parse(argv):
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype-policy", default="float32", help="float32, mixed_bfloat16 or mixed_float16")
     parser.add_argument("--blocks", type=int, default=11, help="paired blocks that medians are taken over")
-    parser.add_argument("--steps", type=int, help="training steps a block (default: 4; with a GPU 50)")
+    parser.add_argument("--steps", type=int, help="training steps a block (default: 4; with a GPU 10)")
     parser.add_argument("--memory-batch-size", type=int, default=64, help="0: memory is not measured")
     args = whole.parse_args(argv)
     if args.what == "step" and args.steps is None:
-        args.steps = 50 if accelerator() else 4
+        args.steps = 10 if accelerator() else 4
     if args.what == "step" and args.backbone not in CUTS and not args.perturb_after:
         parser.error(f"--perturb-after is needed for {args.backbone}")
     return args

@@ -279,6 +279,11 @@ def prepare_records(args, settings, output):
                     f"--{name.replace('_', '-')} {asked}: the records in {records} were built with {built[name]}. "
                     "Leave it out, or give another --records folder and --data to build from."
                 )
+        if built["image_size"] > 2 * (settings["image_size"] or built["image_size"]):
+            print(
+                f"WARNING: the images in {records} have {built['image_size']} pixels; the settings are made for "
+                f"{settings['image_size']}. For less memory and time build records with --image-size or --crop."
+            )
         return records
     source = args.data
     if source is None:

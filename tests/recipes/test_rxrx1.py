@@ -149,13 +149,17 @@ def test_an_error_of_the_user_is_a_message(tmp_path):
 
 
 @pytest.mark.any_backend
-def test_records_of_other_options_are_refused(screen, tmp_path):
+def test_records_of_other_options_are_refused_and_of_large_images_pointed_out(screen, tmp_path, capsys):
     records = tmp_path / "records"
     build_records(screen, records)
     for flag, value in (("--label", "cell_type"), ("--image-size", 16)):
         with pytest.raises(ValueError, match=f"{flag} {value}: the records in"):
             job("--records", records, flag, value, "--output", tmp_path / f"out{flag}")
         assert not (tmp_path / f"out{flag}").exists()  # where nothing was written, none is left to be "in use"
+    arguments = rxrx1.parse(["--records", str(records)])
+    for size, warned in ((11, True), (12, False), (None, False)):
+        assert rxrx1.prepare_records(arguments, {"image_size": size}, tmp_path) == records
+        assert ("have 24 pixels; the settings are made for 11." in capsys.readouterr().out) == warned
 
 
 @pytest.mark.any_backend
