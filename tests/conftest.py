@@ -30,6 +30,17 @@ def leave_out_what_stays():
     gc.freeze()
 
 
+@pytest.fixture
+def eager():
+    """TensorFlow runs steps as they are written: to trace one takes longer than to run ten, and here are few."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def rxrx1_sample():
     """Folder of real RxRx1 files, which may not be in this repository."""

@@ -17,7 +17,7 @@ from rxrx1 import EMBEDDED
 from tfrecords import build_records, class_names, list_sites, read_manifest, read_records, write_screen
 from tfrecords.manifest import channel_names
 
-pytestmark = pytest.mark.any_backend
+pytestmark = [pytest.mark.any_backend, pytest.mark.usefixtures("eager")]
 
 
 @pytest.fixture(scope="module")
