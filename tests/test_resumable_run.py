@@ -90,12 +90,13 @@ def test_on_two_replicas_too(records, tmp_path):
 
 
 def plain_model(units=3, rate=0.5):
+    """Runs eagerly on TensorFlow, where tracing takes longer; the job above that is killed is traced."""
     keras.utils.set_random_seed(5)
     image = keras.Input((4,))
     x = keras.layers.Dropout(rate, seed=1)(keras.layers.BatchNormalization()(keras.layers.Dense(units)(image)))
     model = keras.Model(image, keras.layers.Dense(2)(x))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"], run_eagerly=BACKEND == "tensorflow")
     return model
 
 

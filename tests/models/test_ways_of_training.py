@@ -179,6 +179,7 @@ def broken_images(bad):
     raise ValueError("label 99")
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("bad", [0, 1])
 @pytest.mark.parametrize("way", ["fit", "evaluate", "predict"])
 def test_data_that_fail_leave_the_model_its_weights(way, bad):
