@@ -178,6 +178,7 @@ def make_plan(args):
     for name in ("methods", "seeds", "trials"):
         if getattr(args, name) is not None:
             plan[name] = getattr(args, name)
+    plan["methods"] = [*dict.fromkeys(plan["methods"])]
     plan["screen"] = dict(plan["screen"])
     for argument, name in {"batch_effect": "batch_effect", **COUNTS}.items():
         if getattr(args, argument) is not None:
@@ -252,8 +253,9 @@ def cell_file(output, cell):
 
 def run_cells(cells, args):
     """Runs what is not there yet, the screens first; every result is written whole or not at all."""
-    missing = [cell for cell in cells if not cell_file(args.output, cell).exists()]
-    print(f"{len(cells)} trainings, {len(cells) - len(missing)} of them done before", flush=True)
+    files = {cell_file(args.output, cell): cell for cell in cells}  # the same trial twice is one
+    missing = [cell for file, cell in files.items() if not file.exists()]
+    print(f"{len(files)} trainings, {len(files) - len(missing)} of them done before", flush=True)
     screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
     start, commit = time.monotonic(), describe_commit()
     with processes(min(args.workers, len(missing))) as run:
@@ -276,8 +278,11 @@ def finish_cell(task):
     from ladder_cell import run_cell
 
     output, cell, commit = task
-    result = run_cell(cell, output / "screens") | {"commit": commit}
     file = cell_file(output, cell)
+    try:
+        result = run_cell(cell, output / "screens") | {"commit": commit}
+    except ValueError as error:
+        raise ValueError(f"{file.stem}: {error}") from error
     file.parent.mkdir(exist_ok=True)
     write_json(file, {"cell": cell, "result": result})
     accuracies = ", ".join(f"{split} {100 * found['accuracy']:.1f}" for split, found in result["splits"].items())

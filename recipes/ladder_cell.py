@@ -4,6 +4,7 @@ import time
 
 import keras
 import numpy as np
+import pandas as pd
 from contenders.batch_statistics import predict_by_group, with_batch_statistics
 from contenders.typical_variation import nearest_class, typical_variation
 from converge import Converge
@@ -106,14 +107,27 @@ def _test_time(records, settings, embed, adaptive, test, classes):
         negative = (found["well_type"] == "negative_control").to_numpy()
         parts.append((found[negative], images[negative]))
     rows = np.concatenate([embed(*part) for part in parts])
+    joint = rows  # with batch statistics, of an experiment's treatments and controls in one batch
+    if controls and settings.get("batch_statistics"):
+        joint = _embed_together(embed, parts)
     counts = np.cumsum([len(found) for found, _ in parts])
     experiment = np.concatenate([found["experiment"].to_numpy(str) for found, _ in parts])
     labels = parts[0][0]["label"].to_numpy("int64")
     scores = {"adabn": score(sites, predict_by_group(adaptive, pixels, sites["experiment"]))}
     embeddings = {"nearest_class": rows}
     if controls:
-        embeddings["tvn"] = typical_variation(rows, np.arange(len(rows)) >= counts[1], experiment)
+        embeddings["tvn"] = typical_variation(joint, np.arange(len(rows)) >= counts[1], experiment)
     for name, embedded in embeddings.items():
         cosines = nearest_class(embedded[: counts[0]], labels, embedded[counts[0] : counts[1]], classes)
         scores[name] = score(sites, cosines)
     return scores
+
+
+def _embed_together(embed, parts):
+    """Embeddings of the parts, train and test and the controls of each, with each split as one call."""
+    rows = [None] * len(parts)
+    for first, controls in ((0, 2), (1, 3)):
+        (sites, images), (more, others) = parts[first], parts[controls]
+        found = embed(pd.concat([sites, more], ignore_index=True), np.concatenate([images, others]))
+        rows[first], rows[controls] = found[: len(sites)], found[len(sites) :]
+    return np.concatenate(rows)

@@ -217,7 +217,9 @@ def plot(table, file):
     left.set_yticks(places, table["method"])
     left.set_xlabel("accuracy on test experiments, % (sd of trainings)")
     mean, low, high = (table[f"vs_erm{end}"] for end in ("", "_low", "_high"))
-    right.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", color="black", capsize=2)
+    right.errorbar(
+        mean, places, xerr=[(mean - low).clip(lower=0), (high - mean).clip(lower=0)], fmt="o", color="black", capsize=2
+    )
     right.axvline(0, color="grey", linestyle=":")
     right.set_xlabel("difference to ERM, points (95 % interval)")
     figure.savefig(file, dpi=150)

@@ -72,4 +72,5 @@ class AdvBN(keras.Model):
 def scale_batch_statistics(z, mean_factor, deviation_factor):
     """`relu((z - m) * deviation_factor + m * mean_factor)`, `m` the mean of each channel over all but channels."""
     mean = ops.mean(z, axis=(0, 1, 2), keepdims=True)
-    return ops.relu((z - mean) * deviation_factor + mean * mean_factor)
+    moved = (z - mean) * deviation_factor + mean * mean_factor
+    return ops.where(moved >= 0, moved, 0.0)  # with a slope of 1 at 0, as torch.clamp: a rectified map begins there

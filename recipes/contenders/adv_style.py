@@ -9,8 +9,11 @@ from keras_abra.feature_statistics import EPSILON, feature_statistics
 class AdversaryBySGD(keras.optimizers.AdamW):
     """AdamW for the network, and for the learned spreads of `AdvStyle` plain gradient steps without decay.
 
+    Of the two published trainers one has momentum 0.9 and decay 5e-4 for the spreads too, the other takes three such
+    plain steps for one of the network; both lower the rate on a cosine. This one takes a single step of constant rate.
+
     Args:
-        adversary_rate: of these. Default: 1e-3, the rate of AdvStyle's published training.
+        adversary_rate: of these. Default: 1e-3, the rate at which AdvStyle's published training begins.
         *args, **kwargs: of `keras.optimizers.AdamW`. Its `exclude_from_weight_decay` is to name `ADVERSARY`.
     """
 
@@ -37,7 +40,7 @@ class AdvStyle(keras.layers.Layer):
     spread over the mini-batch); `a` starts at the spread of the first mini-batch. Zhang et al., "Adversarial Style
     Augmentation for Domain Generalization" (arXiv 2301.12643); YBZh/AdvStyle.
 
-    What the optimizer sees is the difference to that start. Train it with `AdversaryBySGD`, as theirs is: steps of Adam
+    What the optimizer sees is the difference to that start. Train it with `AdversaryBySGD`: steps of Adam
     have one size whatever the weight and the gradient, and at a rate for training from scratch are mostly noise.
 
     Args:

@@ -54,7 +54,9 @@ def covariance_root(rows):
     centred = rows - ops.mean(rows, axis=0, keepdims=True)
     covariance = ops.matmul(ops.transpose(centred), centred) / ops.cast(ops.shape(rows)[0], "float32")
     channels = rows.shape[-1]
-    _, vectors = ops.eigh(channels * ops.stop_gradient(covariance) + 1e-6 * ops.eye(channels, dtype="float32"))
+    identity = ops.eye(channels, dtype="float32")
+    symmetric = channels * ops.stop_gradient(covariance) + 1e-6 * identity
+    _, vectors = ops.eigh(ops.where(ops.all(ops.isfinite(symmetric)), symmetric, identity))  # which fails at NaN
     vectors = ops.stop_gradient(vectors)
     values = ops.sum(vectors * ops.matmul(covariance, vectors), axis=0)
     return ops.matmul(vectors * ops.sqrt(ops.maximum(values, 1e-12)), ops.transpose(vectors))

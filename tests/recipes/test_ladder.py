@@ -122,7 +122,7 @@ def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch
 
     monkeypatch.setattr(ladder_cell, "run_cell", fake)
     monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
-    start(tmp_path, "--methods", "erm", "arcface", "--trials", "8", "--seeds", "2")
+    start(tmp_path, "--methods", "erm", "arcface", "erm", "--trials", "8", "--seeds", "2")
     trials = [one for one in seen if one["screen"]["seed"] == ladder.DEVELOPMENT]
     final = [one for one in seen if one not in trials]
     assert len(trials) == 16 and all(one["splits"] == ["id_test", "val"] for one in trials)
@@ -158,6 +158,38 @@ def test_settings_that_were_chosen_otherwise_are_refused(tmp_path, change, argum
     (tmp_path / "tuned.json").write_text(json.dumps(tuned))
     with pytest.raises(ValueError, match=message):
         start(tmp_path, "--methods", "erm", "--trials", "8", "--tuned", str(tmp_path / "tuned.json"), *arguments)
+
+
+@pytest.mark.any_backend
+def test_a_trial_is_made_once_where_the_grid_has_no_more_and_its_error_names_it(tmp_path, monkeypatch):
+    seen = []
+
+    def fake(one, screens):
+        seen.append(json.dumps(one))
+        return result_of({split: 0.5 for split in one["splits"]})
+
+    monkeypatch.setattr(ladder_cell, "run_cell", fake)
+    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
+    start(tmp_path, "--methods", "erm", "--trials", "12", "--seeds", "1")
+    assert len(seen) == len({*seen}) == 9 + 1  # three rates, three decays
+
+    def refuses(one, screens):
+        raise ValueError("received 3")
+
+    monkeypatch.setattr(ladder_cell, "run_cell", refuses)
+    with pytest.raises(ValueError, match="arcface-screen2000-seed0-.*: received 3"):
+        start(tmp_path, "--methods", "arcface", "--seeds", "1")
+
+
+def test_with_batch_statistics_an_experiments_controls_are_embedded_with_its_treatments():
+    def embed(sites, images):  # less the mean of its experiment
+        return images - np.stack([images[(sites["experiment"] == e).to_numpy()].mean(0) for e in sites["experiment"]])
+
+    names = (["a", "b", "a"], ["c", "c"], ["b", "a"], ["c"])
+    values = ([1.0, 2, 3], [4, 6], [10, 20], [8])
+    parts = [(pd.DataFrame({"experiment": n}), np.float64(v)[:, None]) for n, v in zip(names, values, strict=True)]
+    found = ladder_cell._embed_together(embed, parts)
+    np.testing.assert_allclose(found[:, 0], [-7, -4, -5, -2, 0, 4, 12, 2])  # means 8 of a, 6 of b, 6 of c
 
 
 @pytest.mark.any_backend

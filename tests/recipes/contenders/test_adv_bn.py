@@ -4,6 +4,8 @@ import pytest
 from contenders.adv_bn import AdvBN, scale_batch_statistics
 from keras import ops
 
+from tests.gradients import gradient
+
 RANDOM = np.random.default_rng(0)
 LABELS = (np.arange(16) % 4).astype("int32")
 IMAGES = (RANDOM.normal(size=(16, 8, 8, 2)) + LABELS[:, None, None, None]).astype("float32")
@@ -27,6 +29,17 @@ def test_the_batch_statistics_are_scaled_and_rectified():
     wanted = np.maximum((z - mean) * s + mean * u, 0)
     found = scale_batch_statistics(*map(ops.convert_to_tensor, (z, u, s)))
     np.testing.assert_allclose(ops.convert_to_numpy(found), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_0_at_the_start_has_a_slope():
+    """That is half of a rectified map; `torch.clamp`, with which AdvBN rectifies, has slope 1 there."""
+    z = np.zeros((2, 1, 1, 1), "float32")
+    z[1] = 4.0
+
+    def first(factor):
+        return scale_batch_statistics(ops.convert_to_tensor(z), factor, ops.ones((1,)))[0]
+
+    np.testing.assert_allclose(gradient(first, np.ones(1, "float32")), [2.0])  # the mean
 
 
 def test_the_search_takes_sign_steps_uphill_within_its_box():

@@ -33,3 +33,9 @@ def test_half_of_the_mini_batches_are_perturbed_and_none_outside_training():
     changed = [np.abs(ops.convert_to_numpy(layer(X, training=True)) - X).max() > 1e-3 for _ in range(40)]
     assert 10 <= sum(changed) <= 30
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(X, training=False)), X)
+
+
+def test_what_is_not_finite_stays_so_and_is_no_error_of_the_decomposition():
+    rows = RANDOM.normal(size=(12, 3)).astype("float32")
+    rows[0, 0] = np.inf
+    assert not np.isfinite(ops.convert_to_numpy(covariance_root(ops.convert_to_tensor(rows)))).all()
