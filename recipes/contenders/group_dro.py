@@ -28,7 +28,7 @@ class GroupDRO(keras.layers.Layer):
 
     def call(self, logits, embedding, labels, experiments):
         risks, _ = risks_of(logits, labels, experiments, self.num_experiments)
-        grown = self.shares * ops.exp(self.step_size * ops.stop_gradient(risks))  # absent: risk 0, factor 1
-        shares = grown / ops.sum(grown)
+        growth = self.step_size * ops.stop_gradient(risks)  # absent: risk 0, factor 1
+        shares = ops.softmax(ops.log(self.shares) + growth)  # the same, and finite at any step size
         self.shares.assign(shares)
         return ops.sum(shares * risks)

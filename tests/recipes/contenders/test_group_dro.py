@@ -30,3 +30,10 @@ def test_the_shares_are_constants_to_the_gradient():
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     wanted = (p - np.eye(logits.shape[1])[np.asarray(LABELS)]) * (shares[ids] / np.bincount(ids)[ids])[:, None]
     np.testing.assert_allclose(slope, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_large_steps_are_finite():
+    objective = GroupDRO(EXPERIMENTS, step_size=100.0)
+    for _ in range(3):
+        assert float(objective(LOGITS, LOGITS, LABELS, IDS)) <= max(risks().values()) * (1 + 1e-5)
+    assert float(ops.max(objective.shares)) > 0.99
