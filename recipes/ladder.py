@@ -19,7 +19,9 @@ repeated, and more seeds or methods are added to the folder in the same way.
 import argparse
 import hashlib
 import json
+import math
 import os
+import platform
 import re
 import sys
 import time
@@ -28,9 +30,10 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from ladder_methods import ABLATION, METHODS, method_settings, read_tuned, split_rate, trial_settings
+from ladder_methods import ABLATION, METHODS, lacks, method_settings, read_tuned, split_rate, trial_settings
 from ladder_rates import at_rates, choose_rates, rates_section
 from ladder_report import describe_commit, write_report
+from ladder_screens import CELL_TYPES
 from normalization import NORMALIZATIONS
 from worker_processes import processes
 
@@ -193,11 +196,30 @@ def make_plan(args):
             what = "--normalize" if name == "normalize" else f"The augmentation of --screen {args.screen}"
             raise ValueError(f"{what} is for all methods, and {', '.join(own)} have their own. Leave one out.")
         plan["methods"] = [method for method in plan["methods"] if method not in own]
+    plan["methods"] = possible_methods(plan, named=bool(args.methods))
     if args.rates:
         plan |= {"trials": 0, "methods": at_rates(plan["methods"], args.rates, **plan.get("common", {}))}
     if args.shift:
         plan["screen"]["batch_effect"] = {args.shift: plan["screen"]["batch_effect"]}
     return plan
+
+
+def possible_methods(plan, named):
+    """The methods without those that cannot be trained on such a screen; these raise if they were named."""
+    screen = plan["screen"]
+    digits = screen.get("kind", "painted") != "painted"
+    train = 1 if digits else screen.get("train", math.inf)  # painted ones have as many as the images have plates
+    found = {
+        method: lacks(method_settings(method, **plan.get("common", {})), train, len(CELL_TYPES), controls=not digits)
+        for method in plan["methods"]
+    }
+    lacking = {method: why for method, why in found.items() if why}
+    if lacking and (named or len(lacking) == len(found)):
+        method, why = next(iter(lacking.items()))
+        raise ValueError(f"{method} needs {why} on these screens. Leave out {', '.join(lacking)}.")
+    for method, why in lacking.items():
+        print(f"Without {method}: it needs {why} on these screens.")
+    return [method for method in plan["methods"] if method not in lacking]
 
 
 def final_cells(plan, settings):
@@ -214,7 +236,7 @@ def final_cells(plan, settings):
 def tune(plan, args):
     """Settings of each method: the trial that is best on the validation experiments of the development screen."""
     screen = plan["screen"] | {"seed": DEVELOPMENT}
-    chosen_alike = {"trials": plan["trials"], "screen": screen}
+    chosen_alike = {"trials": plan["trials"], "screen": screen, "rule": plan["rule"]}
     best = read_tuned(args.tuned, plan["methods"], chosen_alike, **plan.get("common", {})) if args.tuned else {}
     trials = {
         method: [
@@ -229,8 +251,19 @@ def tune(plan, args):
         found = [json.loads(cell_file(args.output, cell).read_text())["result"] for cell in cells]
         scores = [-1.0 if r["diverged"] else r["splits"]["val"]["accuracy"] for r in found]
         best[method] = cells[scores.index(max(scores))]["settings"]
-    write_json(args.output / "tuned.json", chosen_alike | {"settings": best})
+    file = args.output / "tuned.json"
+    before = read_before(file, chosen_alike)
+    write_json(file, chosen_alike | {"backend": keras.backend.backend(), "settings": before | best})
     return best
+
+
+def read_before(file, chosen_alike):
+    """Settings that a run before chose in the same way in this folder, for other methods maybe."""
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text())
+    same = all(found.get(name) == value for name, value in chosen_alike.items())
+    return found["settings"] if same and found.get("backend") == keras.backend.backend() else {}
 
 
 def make_cell(method, settings, screen, seed, plan, splits):
@@ -257,11 +290,11 @@ def run_cells(cells, args):
     missing = [cell for file, cell in files.items() if not file.exists()]
     print(f"{len(files)} trainings, {len(files) - len(missing)} of them done before", flush=True)
     screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
-    start, commit = time.monotonic(), describe_commit()
+    start, maker = time.monotonic(), {"commit": describe_commit(), "machine": describe_machine()}
     with processes(min(args.workers, len(missing))) as run:
         for _ in run(prepare_screen, [(args.output, screen, args.data) for screen in screens.values()]):
             pass
-        for done, line in enumerate(run(finish_cell, [(args.output, cell, commit) for cell in missing]), 1):
+        for done, line in enumerate(run(finish_cell, [(args.output, cell, maker) for cell in missing]), 1):
             left = (time.monotonic() - start) / done * (len(missing) - done)
             print(f"[{done}/{len(missing)}, {left / 60:.0f} min left] {line}", flush=True)
 
@@ -277,16 +310,20 @@ def finish_cell(task):
     """Runs one cell and writes its file; gives a line to print."""
     from ladder_cell import run_cell
 
-    output, cell, commit = task
+    output, cell, maker = task
     file = cell_file(output, cell)
     try:
-        result = run_cell(cell, output / "screens") | {"commit": commit}
+        result = run_cell(cell, output / "screens") | maker
     except ValueError as error:
         raise ValueError(f"{file.stem}: {error}") from error
     file.parent.mkdir(exist_ok=True)
     write_json(file, {"cell": cell, "result": result})
     accuracies = ", ".join(f"{split} {100 * found['accuracy']:.1f}" for split, found in result["splits"].items())
     return f"{file.stem}: {accuracies} % after {result['epochs']} epochs"
+
+
+def describe_machine():
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {keras.backend.backend()}, Keras {keras.__version__}"
 
 
 def write_json(file, content):

@@ -34,6 +34,7 @@ ADVERSARY = MARGIN | {
     "two_sided": False,
 }
 PAIRS = {"batches": "experiments"}  # penalties between experiments need several samples of each in a mini-batch
+TOGETHER = 4  # experiments in such a mini-batch
 BEN = {"batches": "experiment", "batch_statistics": True}
 EVERYWHERE = "stem+stage1+stage2+stage3"
 ARCFACE = MARGIN | {"head": "arcface"}
@@ -173,6 +174,25 @@ def method_settings(method, **changes):
     return COMMON | known[base] | changes
 
 
+def lacks(settings, train, cell_types, controls=True):
+    """What a screen lacks for a method, as a few words; empty if nothing.
+
+    Args:
+        settings: of the method.
+        train: number of training experiments of the screen.
+        cell_types: how many cell types they are dealt to in turn.
+        controls: whether its plates have negative controls.
+    """
+    least = {"experiments": TOGETHER}.get(settings["batches"], 1)
+    if settings.get("structure", "").startswith("domain"):  # what differs between experiments, or those of a cell type
+        least = 1 + (cell_types if settings["structure"] == "domain_cell_type" else 1)
+    if train < least:
+        return f"at least {least} training experiments, and there are {train}"
+    if settings["normalize"] == "plate" and not controls:
+        return "negative controls on each plate, and there are none"
+    return ""
+
+
 def trial_settings(method, trial, **changes):
     """Settings of one trial of the search: trial 0 has the method's own, later ones are drawn, each another.
 
@@ -198,7 +218,8 @@ def read_tuned(file, methods, chosen_alike, **changes):
     Args:
         file: its `tuned.json`.
         methods: names; those that the file lacks are left out.
-        chosen_alike: dict of `trials`, their number for each method, and `screen`, the one they were made on.
+        chosen_alike: dict of `trials`, their number for each method, `screen`, the one they were made on, and `rule`,
+            of convergence (the first ladders' files have none; it was the same for all of them).
         changes: settings that all methods of this ladder share.
 
     Raises:
@@ -206,8 +227,10 @@ def read_tuned(file, methods, chosen_alike, **changes):
     """
     try:
         found = json.loads(file.read_text())
-        tuned, trials = found["settings"], {name: found[name] for name in chosen_alike}
-    except (ValueError, KeyError, TypeError) as error:
+        trials = {name: found[name] for name in ("trials", "screen")}
+        trials["rule"] = found.get("rule", chosen_alike["rule"])
+        tuned = {method: {**settings} for method, settings in found["settings"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no tuned.json of a ladder: expected trials, screen and settings.") from error
     if trials != chosen_alike:
         raise ValueError(f"{file} was chosen by other trials than this run makes: {trials}, not {chosen_alike}.")

@@ -39,7 +39,7 @@ def choose_rates(results):
     Returns:
         The chosen part of `results`, and a `pandas.DataFrame`, one row a method, screen and rate: `method`, `screen`,
         `learning_rate`, `val` (mean accuracy over trainings, percent; a training that diverged counts as none right),
-        `chosen`.
+        `chosen` (of rates that are equal the one named first).
     """
     rows = [
         {

@@ -1,11 +1,8 @@
 """What the ladder found: tables, and a picture."""
 
-import os
-import platform
 import subprocess
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 from ladder_methods import random_control
@@ -125,12 +122,12 @@ def _interval(found, name):
 
 def _costs(results, own):
     """Training cost, counted (`keras_abra.step_cost`) and timed, in that of ERM on the same screen with the same
-    seed."""
-    erm = {(c["screen"]["seed"], c["seed"]): r for c, r in results if c["method"] == "erm"}
+    seed, of trainings that came to an end."""
+    erm = {(c["screen"]["seed"], c["seed"]): r for c, r in results if c["method"] == "erm" and not r["diverged"]}
     counted, timed = [], []
     for cell, result in own:
         base = erm.get((cell["screen"]["seed"], cell["seed"]))
-        if base is not None and base["steps"]:  # 0: it diverged in its first epoch
+        if base is not None and not result["diverged"]:
             steps = result["steps"] / base["steps"]
             counted.append(np.nan if result["step_cost"] is None else steps * result["step_cost"])
             timed.append(steps * result["step_seconds"] / max(base["step_seconds"], 1e-12))
@@ -149,17 +146,20 @@ def markdown(results, table, at_test_time, command, more=()):
     seeds = sorted({cell["seed"] for cell, _ in results})
     screen = {name: value for name, value in cell["screen"].items() if name != "seed"}
     types = sorted({name for _, result in results for name in result["splits"]["test"]["cell_type"]})
-    commits = sorted({result.get("commit", "unknown") for _, result in results})
+    commits, machines = (
+        sorted({result.get(name, "unknown") for _, result in results}) for name in ("commit", "machine")
+    )
     lines = [
         "# Ladder",
         "",
-        f"`{command}`; commit {', '.join(commits)}; {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"{keras.backend.backend()}, Keras {keras.__version__}. Written by the script.",
+        f"`{command}`; commit {', '.join(commits)}; machine {' or '.join(machines)}. Written by the script.",
         "",
         f"Screens {screens}, seeds {seeds}; {screen}; rule of convergence {cell['rule']}. Accuracy in percent of "
         "sites, mean over trainings; worst: mean over trainings of the worst test experiment. Differences in points "
         "with the paired bootstrap 95 % interval over screens, seeds and experiments (recipes/paired_bootstrap.py says "
-        "how often it holds with few screens). Cost: of a whole training, in ERM's, counted and in processor time.",
+        "how often it holds with few screens; each experiment counts alike); screens of the same real images are not "
+        "independent, and there the interval is of these images alone. Cost: of a whole training, in ERM's, counted "
+        "and in processor time, without those that diverged.",
         "",
         "| method | id_test | val | **test** | sd | wells | worst | "
         + " | ".join(types)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from contenders.mixup import mixup
+from ladder_methods import TOGETHER
 from normalization import normalization
 from real_screens import write_digits, write_painted
 
@@ -23,7 +24,6 @@ from tfrecords import (
 from tfrecords.preprocess import augment
 
 CELL_TYPES = ("HUVEC", "RPE", "HEPG2", "U2OS")
-TOGETHER = 4  # experiments in a mini-batch, for penalties between experiments
 
 
 def screen_records(folder, screen, data=None):

@@ -137,6 +137,12 @@ def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch
     assert seen[8]["settings"] == final[0]["settings"] != method_settings("erm")
     again = json.loads((tmp_path / "again/tuned.json").read_text())["settings"]
     assert list(again) == ["erm", "dsu"] and again["erm"] == final[0]["settings"]
+    start(tmp_path / "again", "--methods", "erm", "--trials", "8", "--seeds", "1")
+    kept = json.loads((tmp_path / "again/tuned.json").read_text())
+    assert kept["settings"]["dsu"] == again["dsu"] and kept["rule"] == RULE
+    assert kept["backend"] == keras.backend.backend()
+    start(tmp_path / "again", "--methods", "erm", "--trials", "2", "--seeds", "1")  # chosen otherwise: not beside those
+    assert list(json.loads((tmp_path / "again/tuned.json").read_text())["settings"]) == ["erm"]
 
 
 @pytest.mark.any_backend
@@ -144,6 +150,9 @@ def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch
     ("change", "arguments", "message"),
     [
         (lambda tuned: tuned.pop("settings"), (), "no tuned.json of a ladder"),
+        (lambda tuned: tuned["settings"].update(erm=0.02), (), "no tuned.json of a ladder"),
+        (lambda tuned: tuned.update(settings=["erm"]), (), "no tuned.json of a ladder"),
+        (lambda tuned: tuned.update(rule=RULE | {"most": 9}), (), "other trials than this run makes"),
         (lambda tuned: None, ("--treatments", "8"), "other trials than this run makes"),
         (lambda tuned: tuned.update(trials=7), (), "other trials than this run makes"),
         (lambda tuned: None, ("--normalize", "plate"), "erm is another method here: it differs in normalize"),
@@ -413,6 +422,39 @@ def test_on_digits_no_method_goes_by_the_name_of_another(tmp_path):
     assert "gain_and_bias" not in ladder.make_plan(ladder.parse(arguments))["methods"]
     with pytest.raises(ValueError, match="augmentation of --screen mnist-usps .* gain_and_bias have their own"):
         ladder.make_plan(ladder.parse([*arguments, "--methods", "erm", "gain_and_bias"]))
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    "arguments, lacking, named",
+    [
+        (["--screen", "mnist-usps", "--data", "digits"], ["coral", "irm", "vrex", "erm_of_experiments"], "irm"),
+        (["--screen", "mnist-usps", "--data", "digits"], ["normalize_plate"], "normalize_plate"),
+        (["--screen", "mnist-usps", "--data", "digits"], ["abra:structure=domain"], "abra:structure=domain"),
+        (["--train-experiments", "3"], ["coral", "irm", "vrex", "erm_of_experiments"], "coral"),
+        (["--train-experiments", "1"], ["abra_random:structure=domain"], "abra_random:structure=domain"),
+        (["--train-experiments", "4"], ["abra:structure=domain_cell_type"], "abra:structure=domain_cell_type"),
+    ],
+)
+def test_what_cannot_be_trained_on_a_screen_is_left_out_or_refused_at_the_start(capsys, arguments, lacking, named):
+    preset = "ablation" if named in ABLATION else "full"
+    methods = ladder.make_plan(ladder.parse(["--preset", preset, *arguments]))["methods"]
+    assert not {*lacking} & {*methods} and {"erm", "arcface", "dsu", "abra_random", "abra"} <= {*methods}
+    assert f"Without {named}: it needs" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=f"{named} needs .* on these screens"):
+        ladder.make_plan(ladder.parse([*arguments, "--methods", "erm", named]))
+
+
+@pytest.mark.any_backend
+def test_digits_have_no_controls_to_be_standardized_by():
+    with pytest.raises(ValueError, match="erm needs negative controls on each plate, and there are none"):
+        ladder.make_plan(ladder.parse(["--screen", "usps-mnist", "--data", "digits", "--normalize", "plate"]))
+
+
+def test_screens_of_as_many_experiments_as_are_needed_lack_nothing():
+    for train, methods in ((4, ["coral"]), (2, ["abra:structure=domain"]), (5, ["abra:structure=domain_cell_type"])):
+        arguments = ["--preset", "ablation", "--train-experiments", str(train), "--methods", *methods]
+        assert ladder.make_plan(ladder.parse(arguments))["methods"] == methods
 
 
 def test_other_real_images_are_refused(tmp_path):
