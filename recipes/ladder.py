@@ -46,6 +46,7 @@ DEVELOPMENT = 1000
 # At least 47 epochs, as many as the embedded screen's ERM was accepted with.
 RULE = {"warmup": 2, "patience": 8, "smooth": 5, "least": 30, "most": 80, "decay": 0.5}
 SCREEN = {"batch_effect": 1.0, "image_size": 48, "treatments": 44, "train": 14, "val": 4, "test": 12}
+LEAST = {"seeds": 1, "trials": 0, "first_screen": 0, "train_experiments": 1, "treatments": 4, "workers": 1}
 COUNTS = {"train_experiments": "train", "treatments": "treatments"}  # arguments that change numbers of SCREEN
 # Screens of real images. On painted fields ArcFace collapses at the rate of the drawn screens: a lower one for all
 # methods, with which ArcFace learns (seed 1000, validation plates). Mirrored and turned digits are others.
@@ -132,6 +133,9 @@ def parse(argv):
     parser.add_argument("--preset", choices=PRESETS, default="quick")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
+    parser.add_argument(
+        "--first-screen", type=int, metavar="SEED", help="take screens from this one on, such as 5000: new ones"
+    )
     parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
     parser.add_argument("--tuned", type=Path, metavar="FILE", help="tuned.json: its methods need no more trials")
     parser.add_argument(
@@ -152,12 +156,15 @@ def parse(argv):
     parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET...)")
     parser.add_argument("--workers", type=int, help="processes, of one core each (default: one a core)")
     args = parser.parse_args(argv)
-    for name, least in (("seeds", 1), ("trials", 0), ("train_experiments", 1), ("treatments", 4), ("workers", 1)):
+    for name, least in LEAST.items():
         if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}; received {getattr(args, name)}")
     if args.treatments and args.treatments % 4:
         parser.error(f"--treatments must be a multiple of 4; received {args.treatments}")
     trials = PRESETS[args.preset]["trials"] if args.trials is None else args.trials
+    first = PRESETS[args.preset]["first_screen"] if args.first_screen is None else args.first_screen
+    if trials and first <= DEVELOPMENT < first + (args.seeds or PRESETS[args.preset]["seeds"]):
+        parser.error(f"Trials are made on screen {DEVELOPMENT}: it cannot be one of those that are reported, too.")
     if args.tuned and (args.rates or not trials or not args.tuned.is_file()):
         parser.error(f"--tuned takes a file, trials and no --rates; received {args.tuned}, {trials}, {args.rates}")
     if args.rates and (args.trials or len({*args.rates}) < len(args.rates) or min(args.rates) <= 0):
@@ -169,6 +176,7 @@ def parse(argv):
     if real != (args.data is not None):
         parser.error(f"--screen {args.screen} " + ("needs --data" if real else "is drawn: it takes no --data"))
     parts = ["ladder", args.preset, *([args.screen] if real else []), *([args.normalize] if args.normalize else [])]
+    parts += [] if args.first_screen is None else [f"from{first}"]
     args.output = args.output or Path("runs") / "-".join(parts)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     args.workers = args.workers or cores
@@ -178,7 +186,7 @@ def parse(argv):
 def make_plan(args):
     """The preset, with what the command line changes."""
     plan = dict(PRESETS[args.preset])
-    for name in ("methods", "seeds", "trials"):
+    for name in ("methods", "seeds", "trials", "first_screen"):
         if getattr(args, name) is not None:
             plan[name] = getattr(args, name)
     plan["methods"] = [*dict.fromkeys(plan["methods"])]

@@ -196,9 +196,10 @@ def lacks(settings, train, cell_types, controls=True):
 def trial_settings(method, trial, **changes):
     """Settings of one trial of the search: trial 0 has the method's own, later ones are drawn, each another.
 
-    The draw depends on the method's name and the number alone, so that a search can be widened later. What the name
-    says (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a ladder
-    share.
+    The draw depends on the method's name and the number alone, so that a search can be widened later. An adversary is
+    offered the very settings of its random control: what the two then differ in is not the luck of the draw. What the
+    name says (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a
+    ladder share.
     """
     settings = method_settings(method, **changes)
     base, rate = split_rate(method)
@@ -208,7 +209,7 @@ def trial_settings(method, trial, **changes):
     names = [name for name in names if name not in named]
     grid = [dict(zip(names, values, strict=True)) for values in product(*(SPACES[name] for name in names))]
     grid = [values for values in grid if values != {name: settings[name] for name in names}]
-    order = np.random.default_rng(zlib.crc32(method.encode())).permutation(len(grid))
+    order = np.random.default_rng(zlib.crc32((random_control(method) or method).encode())).permutation(len(grid))
     return settings if trial == 0 else settings | grid[order[(trial - 1) % len(grid)]]
 
 

@@ -243,12 +243,33 @@ def test_screens_of_one_end_serve_no_other():
     assert min(np.diff(first)) >= 1000 and 0 not in first
 
 
+@pytest.mark.any_backend
+def test_other_screens_may_be_taken(tmp_path, capsys):
+    args = ladder.parse(["--first-screen", "5000", "--seeds", "2"])
+    plan = ladder.make_plan(args)
+    assert args.output.name == "ladder-quick-from5000" and ladder.PRESETS["quick"]["first_screen"] == 2000
+    cells = ladder.final_cells(plan, {method: {} for method in plan["methods"]})
+    assert {one["screen"]["seed"] for one in cells} == {5000, 5001}
+    for refused, message in ((["--first-screen", "-1"], "at least 0"), (["--first-screen", "996"], "screen 1000")):
+        with pytest.raises(SystemExit):
+            ladder.parse(["--preset", "full", *refused])
+        assert message in capsys.readouterr().err
+
+
 def test_every_method_has_as_many_trials_each_another_and_first_its_own():
     for method in METHODS:
         trials = [trial_settings(method, i) for i in range(8)]
         assert trials[0] == method_settings(method)
         assert len({json.dumps(t, sort_keys=True) for t in trials}) == 8
         assert {t["head"] for t in trials} == {trials[0]["head"]}
+
+
+def test_an_adversary_is_offered_the_settings_of_its_random_control():
+    for method in ("abra", "abra:zero_start", "abra:radius=0.5", "abra:norms=auxiliary:learning_rate=0.01"):
+        control, differs = random_control(method), {"steps", "start"}
+        for i in range(10):
+            own, its = ({k: v for k, v in trial_settings(m, i).items() if k not in differs} for m in (method, control))
+            assert own == its
 
 
 def test_a_screen_may_have_one_shift_alone(tmp_path):
