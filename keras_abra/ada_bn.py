@@ -75,7 +75,7 @@ def _pooled(calls, counts):
     return mean, np.average(variances + (means - mean) ** 2, axis=0, weights=weights)
 
 
-class _Measured(keras.Model):
+class _Measured(backend.Replicated, keras.Model):
     """Images to the batch statistics of every batch normalization, `(1, channels)` each, and the number of images."""
 
     def __init__(self, model):

@@ -113,6 +113,11 @@ def check_arguments(
         if not isinstance(value, kind):
             expected = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
             raise ValueError(f"`{name}` must be a keras_abra {expected}. Received: {value!r}")
+    for name, value in (("loss", loss), ("alignment", alignment)):
+        if value.reduction not in ("sum_over_batch_size", "mean"):
+            raise ValueError(
+                f"ABRAModel takes the mean over samples. Received: `{name}` with reduction={value.reduction!r}"
+            )
     if uncertainty.radius is None:
         raise ValueError("`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None")
     if embedding_dim is not None and not (isinstance(embedding_dim, int) and embedding_dim >= 1):

@@ -38,7 +38,7 @@ def check(model, arguments, training=True):
     check_division(arguments["x"], arguments["batch_size"], arguments.get("validation_split"))
     if not training:
         return
-    if _is_array(arguments["y"]):
+    if _is_array(arguments["y"]) and backend.replicas() == 1:
         steps = arguments["steps_per_epoch"]  # Keras goes on in the next epoch where this one ends
         steps = steps and steps * (arguments["epochs"] - arguments["initial_epoch"])
         _check_batches(_samples(arguments), arguments["batch_size"] or 32, steps)
@@ -66,7 +66,10 @@ def watch_finite(arguments):
     if run is not None:  # which knows the step of the epoch, where Keras counts from where the data began
         run.callbacks.insert(0, StopOnNonFiniteLoss())
     elif isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(StopOnNonFiniteLoss())
+        watched = [StopOnNonFiniteLoss(), *known]  # before what would save; an `append` Keras would not wait for
+        arguments["callbacks"] = keras.callbacks.CallbackList(
+            watched, model=callbacks.model, **(callbacks.params or {})
+        )
     else:
         arguments["callbacks"] = [StopOnNonFiniteLoss(), *known]
     return False
@@ -124,7 +127,8 @@ def ramp_length(model, arguments):
             "`steps_per_epoch` to fit, or `warmup` as a number of optimizer steps."
         )
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    updates = (steps or 0) * arguments["epochs"] // (optimizer.gradient_accumulation_steps or 1)
+    epochs = max(arguments["epochs"] - arguments["initial_epoch"], 0)
+    updates = (steps or 0) * epochs // (optimizer.gradient_accumulation_steps or 1)
     return math.ceil(model.warmup * updates)
 
 
@@ -172,7 +176,7 @@ def _steps(arguments):
         return math.ceil(_samples(arguments) / (arguments["batch_size"] or 32))
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches
-    if hasattr(data, "cardinality"):
+    if callable(getattr(data, "cardinality", None)):  # of a distributed dataset it is a number
         return max(int(data.cardinality()), 0) or None
     return len(data) if hasattr(data, "__len__") else None
 
@@ -237,7 +241,7 @@ def _checked(tf, model, batch, limits, training):
         size = tf.shape(y)[0]
         message = tf.strings.join([f"{_MARK}{_indivisible(devices)}", tf.strings.as_string(size), _END])
         asserts.append(tf.debugging.Assert(tf.equal(size % devices, 0), [message]))
-    if training:
+    if training and backend.replicas() == 1:
         asserts.append(tf.debugging.Assert(tf.shape(y)[0] > 1, [checks.ONE_SAMPLE]))
     with tf.control_dependencies(asserts):
         return tf.nest.map_structure(tf.identity, batch)

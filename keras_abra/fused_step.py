@@ -26,12 +26,14 @@ from keras_abra.perturbed_norms import batch_moments
 
 class StepResult(NamedTuple):
     """What one step computed: `gradients` of the trainable variables (times the loss scale), `state`, the new values of
-    the non-trainable variables, `losses`, a dict of global scalars, and the margin-free `logits` `(batch, classes)`."""
+    the non-trainable variables, `losses`, a dict of global scalars, the margin-free `logits` `(batch, classes)`, and
+    the `loss_scale`."""
 
     gradients: list
     state: list
     losses: dict
     logits: Any
+    loss_scale: Any
 
 
 def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_scale):
@@ -114,7 +116,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         losses = {"loss": clean_loss + penalty + penalties, "clean_loss": clean_loss}
         gradients = _add(gradients, prefix_pullback([dz, seed], [0])[0])
         state = _shared_seeds(state, own_state, shared_state)
-        return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
+        return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits, seed)
     slopes = None
     if softmax and as_clean:
         _, _, loss_pullback = linearize(lambda logits: ((margin_free(logits[0]),), None), [[logits]])
@@ -149,7 +151,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
 
     def ascend(points, slopes):
         triples = zip(stages, slopes, active, strict=True)
-        slopes = [stage.shared_slopes(slope * acts, experiment) for stage, slope, acts in triples]
+        slopes = [stage.shared_slopes(ops.where(acts > 0, slope, 0.0), experiment) for stage, slope, acts in triples]
         steps = zip(uncertain, points, slopes, lengths, strict=True)
         return [ops.stop_gradient(uncertainty.ascend(*step, step_size)) for step in steps]
 
@@ -211,7 +213,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         "gain": perturbed_loss - clean_loss,
     }
     state = _shared_seeds(state, own_state, shared_state)
-    return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits)
+    return StepResult(gradients, state, {k: backend.global_sum(v) for k, v in losses.items()}, logits, seed)
 
 
 class PenaltyScope(keras.StatelessScope):

@@ -13,12 +13,15 @@ class NonFiniteLossError(FloatingPointError):
     """
 
     def __init__(self, epoch, step, what):
-        self.epoch, self.step = epoch, step
+        self.epoch, self.step, self._what = epoch, step, what
         super().__init__(
             f"{what} in epoch {epoch}, step {step} (both from 0); training was stopped and the weights are not to be "
             "used. Usual causes: a label outside [0, num_classes), images that are not standardized or hold NaN, a "
             "learning rate that is too high, a margin or scale too large for the warm-up."
         )
+
+    def __reduce__(self):  # from a process to another
+        return type(self), (self.epoch, self.step, self._what)
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):

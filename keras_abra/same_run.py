@@ -20,6 +20,7 @@ def describe_run(model, options):
         "processes": backend.process_count(model),
         "replicas": mesh or max(backend.replicas(), getattr(strategy, "num_replicas_in_sync", 1)),
         "model": _config(lambda: keras.saving.serialize_keras_object(model)["config"]),
+        **(model.said_by_names() if hasattr(model, "said_by_names") else {}),
         "compile": _config(model.get_compile_config),
         "variables": run_state.describe(model),
     }

@@ -44,6 +44,17 @@ def test_an_uneven_first_batch_gives_the_gradients_of_one_device(monkeypatch):
     check_logs(found.history, expected.history)
 
 
+def test_data_that_the_strategy_has_divided_already():
+    """Their length is a property, and not a method."""
+    strategy, (x, y) = on.mirrored(2), tiny_batch(16)
+    model = compiled(strategy, lambda: smooth(warmup=0.5), run_eagerly=True)
+    data = strategy.experimental_distribute_dataset(on.pipeline(x, y, 8))
+    with pytest.raises(ValueError, match="does not tell its length. Give `steps_per_epoch`"):
+        model.fit(data, verbose=0)
+    assert np.isfinite(model.fit(data, steps_per_epoch=2, verbose=0).history["loss"]).all()
+    assert keras.ops.convert_to_numpy(model.ramp.progress)[1] == 1
+
+
 def test_compiled_epochs_with_uneven_ends_log_and_evaluate_exactly(monkeypatch):
     on.draw_by_sample(monkeypatch)
     (x, y), (images, labels) = tiny_batch(14), tiny_batch(19, seed=1)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_abra import ResumableRun, run_state
+from keras_abra import ABRAModel, ResumableRun, run_state
 from tests.processes import ROOT, xla_flags
 from tfrecords import build_records, write_screen
 
@@ -183,6 +183,37 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, model=model, **{"options": {"seed": 0}, "epochs": 2, **change})
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"perturb_after": ["stage_2"]}, r"perturb_after, by the layers' numbers, is 1 in the checkpoint and 2 now"),
+        ({"class_names": ["s_1", "s_0"]}, r"class_names\[0\] is 's_0' in the checkpoint and 's_1' now"),
+    ],
+)
+def test_names_that_differ_by_a_number_are_others(changed, message, tmp_path):
+    """Those of layers and classes are the user's own, though Keras numbers layers in the same way."""
+
+    def run(**changed):
+        image = keras.Input((8, 8, 2))
+        x = keras.layers.Conv2D(4, 3, name="stage_1")(image)
+        x = keras.layers.Conv2D(4, 3, name="stage_2")(x)
+        backbone = keras.Model(image, keras.layers.Conv2D(4, 3)(x))
+        options = {"perturb_after": ["stage_1"], "class_names": ["s_0", "s_1"], "embedding_dim": 4, "warmup": 0}
+        model = ABRAModel(backbone, 2, **(options | changed))
+        model.compile("sgd", run_eagerly=True)
+        data = np.zeros((8, 8, 8, 2), "float32") + np.arange(8)[:, None, None, None], np.arange(8) % 2
+        resumable = ResumableRun(tmp_path)
+        try:
+            return model.fit(*data, batch_size=4, epochs=2, verbose=0, callbacks=[resumable]).epoch
+        finally:
+            resumable.close()
+
+    run()
+    with pytest.raises(ValueError, match=message):
+        run(**changed)
+    assert run() == [0, 1]
 
 
 def test_layers_that_were_made_before_do_not_count(tmp_path):

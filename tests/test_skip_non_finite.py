@@ -1,5 +1,7 @@
 """A step that is not finite stops training, or is left out as if it had not been."""
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -100,6 +102,47 @@ def test_more_in_a_row_than_allowed_stop():
 def test_a_gradient_that_is_not_finite_stops_too():
     with pytest.raises(NonFiniteLossError, match="A gradient became NaN or infinite in epoch 0, step 0"):
         fit(batches(bad=()), model=infinite_gradient(compiled()))
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_loss_scale_does_not_hide_a_gradient_that_is_never_finite():
+    """It is halved at every overflow, from 4.0 to below 1 in three steps; one that overflows a few times goes on."""
+
+    def model(make=lambda m: m):
+        return make(compiled(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), initial_scale=4.0)))
+
+    with pytest.raises(NonFiniteLossError, match="A gradient became NaN or infinite in epoch 0, step 3"):
+        fit(batches(bad=(), count=6), model=model(infinite_gradient))
+    skipping = model(infinite_gradient)
+    with pytest.warns(UserWarning, match="step 5"):
+        history, _ = fit(batches(bad=(), count=6), SkipNonFinite(), model=skipping)
+    assert history["skipped"] == [3.0]
+    fit(batches(bad=(), count=6), model=model())
+
+
+def test_the_error_goes_from_process_to_process():
+    error = NonFiniteLossError(3, 7, "The training loss became nan")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is NonFiniteLossError and str(again) == str(error) and (again.epoch, again.step) == (3, 7)
+
+
+@pytest.mark.usefixtures("eager")
+def test_in_a_list_of_keras_it_stops_before_what_would_save():
+    saved = []
+    late = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: saved.append(batch))
+    model = compiled()
+    history = keras.callbacks.History()
+    callbacks = keras.callbacks.CallbackList([history, late], model=model, epochs=1, steps=3)
+    with pytest.raises(NonFiniteLossError, match="epoch 0, step 1"):
+        model.fit(Batches(batches()), verbose=0, shuffle=False, callbacks=callbacks)
+    assert saved == [0]
+    model = compiled()
+    history = keras.callbacks.History()
+    callbacks = keras.callbacks.CallbackList([history], model=model, epochs=1, steps=3)
+    assert model.fit(Batches(batches(bad=())), verbose=0, callbacks=callbacks) is history
+    assert np.isfinite(history.history["loss"]).all()
+    with pytest.raises(NonFiniteLossError, match="epoch 0, step 1"):  # no other callback looks at a step
+        model.fit(Batches(batches()), verbose=0, shuffle=False, callbacks=callbacks)
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_too():

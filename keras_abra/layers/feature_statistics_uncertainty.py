@@ -273,7 +273,10 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         """The slope of each sample's perturbation, from the loss's gradient by each sample's offsets."""
         if self.shared_by is None:
             return slopes
-        return ops.matmul(_same_experiment(experiment), backend.global_rows(slopes))
+        same, rows = _same_experiment(experiment), backend.global_rows(slopes)
+        finite = ops.all(ops.isfinite(rows), axis=-1, keepdims=True)
+        spoiled = ops.matmul(same, 1.0 - ops.cast(finite, "float32")) > 0  # an experiment's, and not all others'
+        return ops.where(spoiled, float("nan"), ops.matmul(same, ops.where(finite, rows, 0.0)))
 
     def draw_active(self):
         """1.0 with the stage's probability, else 0.0."""

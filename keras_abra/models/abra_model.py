@@ -102,7 +102,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         perturbed_norms="own",
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # images go to the backbone as they are, as they do in training
         self._template = _Untracked(FeatureStatisticsUncertainty() if uncertainty is None else uncertainty)
         self.loss_function = ArcFace() if loss is None else loss
         self.alignment = DistributionAlignment() if alignment is None else alignment
@@ -143,7 +143,7 @@ class ABRAModel(backend.Trainer, keras.Model):
                 for layer in _layers_within(backbone)
             )
             self.neck = embedding_neck(features, embedding_dim, self.dtype_policy, synchronized)
-        self.head = CosineHead(num_classes, name="head")
+        self.head = CosineHead(num_classes, dtype=self.dtype_policy, name="head")
         self.head.build((None, embedding_dim or features))
         self.stages = [_stage(self.uncertainty, i, part.outputs[0].shape) for i, part in enumerate(parts[:-1])]
         self.ramp = Ramp(name="ramp")
@@ -251,9 +251,10 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     def _gradients_finite(self, result):
         finite = [ops.all(ops.isfinite(g)) for g in result.gradients if g is not None]
-        if hasattr(self.optimizer, "inner_optimizer"):  # a loss scale: to overflow is its way of finding its size
-            finite = []
-        return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
+        finite = ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
+        if hasattr(self.optimizer, "inner_optimizer"):  # a loss scale finds its size by overflows, until none is left
+            finite = ops.logical_or(finite, result.loss_scale >= 1.0)
+        return finite
 
     def log_skipped(self, number):
         """Counts a step that was left out, and returns the logs without it."""
@@ -294,12 +295,18 @@ class ABRAModel(backend.Trainer, keras.Model):
         it.
 
         Raises:
-            ValueError: if a loss is given, or a metric has the name of a log of `fit`; under a TensorFlow distribution
-                strategy for `jit_compile=True` and what `keras_abra.checks.check_mirrored` names.
+            ValueError: if a loss or loss weights are given, or a metric has the name of a log of `fit`; under a
+                TensorFlow distribution strategy for `jit_compile=True` and what `keras_abra.checks.check_mirrored`
+                names.
         """
         if loss is not None:
             raise ValueError(
                 f"The loss belongs to the model: ABRAModel(..., loss=ArcFace(...)). Received in compile: {loss!r}"
+            )
+        if kwargs.get("loss_weights") is not None:
+            raise ValueError(
+                "The weights of the losses are arguments of the model: `perturbed_weight`, and `weight` of "
+                f"DistributionAlignment. Received in compile: loss_weights={kwargs['loss_weights']!r}"
             )
         strategy = getattr(self, "distribute_strategy", None)  # TensorFlow's
         mirrored = strategy is not None and strategy.num_replicas_in_sync > 1
@@ -322,10 +329,15 @@ class ABRAModel(backend.Trainer, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    @property
+    def input_dtype(self):
+        """That of the backbone's images, whatever it computes in."""
+        return self.backbone.inputs[0].dtype
+
     def export(self, *args, **kwargs):
         """As `keras.Model.export`: the plain network."""
         if not self._called:  # training takes the network in parts
-            self(keras.Input(batch_shape=self.backbone.inputs[0].shape))
+            self(keras.Input(batch_shape=self.backbone.inputs[0].shape, dtype=self.input_dtype))
         return super().export(*args, **kwargs)
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
@@ -376,6 +388,12 @@ class ABRAModel(backend.Trainer, keras.Model):
     def test_on_batch(self, *args, **kwargs):
         with self._evaluation():
             return super().test_on_batch(*args, **kwargs)
+
+    def said_by_names(self):
+        """What the model was told by names that another process may count otherwise, for `ResumableRun` to compare."""
+        names = [layer.name for layer in self.backbone.layers]
+        cuts = [names.index(name) for name in self.perturb_after]
+        return {"class_names": self.class_names, "perturb_after, by the layers' numbers,": cuts}
 
     def get_config(self):
         objects = {
@@ -440,6 +458,6 @@ def _pooling(output, dtype):
 
 def _stage(template, index, shape):
     config = {**template.get_config(), "name": f"uncertainty_{index + 1}", "seed": apart(template.seed, index)}
-    stage = FeatureStatisticsUncertainty.from_config(config)
+    stage = type(template).from_config(config)
     stage.build(shape)
     return stage

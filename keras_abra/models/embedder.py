@@ -8,7 +8,7 @@ class Embedder(backend.Replicated, keras.Model):
     """The inference network of an `ABRAModel` up to the L2-normalized embedding."""
 
     def __init__(self, model):
-        super().__init__(name="embedder", dtype=model.dtype_policy)
+        super().__init__(name="embedder", dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.built = True
 

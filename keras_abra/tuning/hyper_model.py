@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_abra.layers import FeatureStatisticsUncertainty
-from keras_abra.losses import ArcFace, DistributionAlignment
+from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
 from keras_abra.models import ABRAModel
 
 try:
@@ -71,13 +71,16 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         seed: integer of at least 0.
         uncertainty: dict of more arguments of `FeatureStatisticsUncertainty`, the same in every trial: `structure`,
             `start`, `shared_by` and so on.
+        loss: `ArcFace` (default) or `CosFace`, the class whose margin and scale are searched.
+        alignment: dict of more arguments of `DistributionAlignment`, the same in every trial: `two_sided`,
+            `synchronized`.
         compile_arguments: more arguments of `compile`. Default `{"metrics": ["accuracy"]}`.
         name: name of the hypermodel.
         **kwargs: more arguments of `ABRAModel`: `embedding_dim`, `perturbed_weight`, `class_names`.
 
     Raises:
         ValueError: for an unknown name, a name in both `search` and `fixed`, a space that is none, or an argument that
-            `FeatureStatisticsUncertainty` refuses.
+            `FeatureStatisticsUncertainty` or `DistributionAlignment` refuses.
 
     Example:
 
@@ -102,6 +105,8 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         uncertainty=None,
         compile_arguments=None,
         name="abra",
+        loss=ArcFace,
+        alignment=None,
         **kwargs,
     ):
         super().__init__(name=name)
@@ -127,6 +132,17 @@ class ABRAHyperModel(keras_tuner.HyperModel):
             except ValueError as error:
                 hint = "" if "steps" in fixed else " (`steps` is searched or 0: give others in `search` or `fixed`)"
                 raise ValueError(f"`uncertainty` is refused with steps={steps}{hint}: {error}") from error
+        if not (isinstance(loss, type) and issubclass(loss, ArcFace | CosFace)):
+            raise ValueError(f"`loss` must be a class, ArcFace or CosFace: its margin is searched. Received: {loss!r}")
+        self.loss, self.alignment = loss, dict(alignment or {})
+        if both := sorted(self.alignment.keys() & {"kind", "weight"}):
+            raise ValueError(
+                f"`alignment` names {', '.join(both)}: give `alignment`, `alignment_weight` in `search` or in `fixed`."
+            )
+        if made := sorted(kwargs.keys() & {"perturb_after", "warmup"}):
+            raise ValueError(f"{', '.join(made)}: give `stages` and `warmup` in `search` or in `fixed`.")
+        for kind in self._choices("alignment"):
+            DistributionAlignment("symmetric_kl" if kind == "none" else kind, **self.alignment)
         if not stages or any(isinstance(names, str) for names in stages):
             raise ValueError(f"`stages` must be a list of lists of layer names. Received: {stages!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -183,10 +199,12 @@ class ABRAHyperModel(keras_tuner.HyperModel):
             uncertainty = {name: values[name] for name in ("radius", "steps", "step_size") if name in values}
             perturbed["uncertainty"] = FeatureStatisticsUncertainty(**uncertainty, **self.uncertainty)
             if values["alignment"] == "none":
-                perturbed["alignment"] = DistributionAlignment(weight=0.0)
+                perturbed["alignment"] = DistributionAlignment(weight=0.0, **self.alignment)
             else:
-                perturbed["alignment"] = DistributionAlignment(values["alignment"], weight=values["alignment_weight"])
-        loss = ArcFace(values["margin"], values["scale"])
+                perturbed["alignment"] = DistributionAlignment(
+                    values["alignment"], weight=values["alignment_weight"], **self.alignment
+                )
+        loss = self.loss(values["margin"], values["scale"])
         return ABRAModel(
             backbone, self.num_classes, names, loss=loss, warmup=values["warmup"], **perturbed, **self.model_arguments
         )

@@ -196,6 +196,16 @@ def test_rows_without_a_usable_gradient_keep_the_random_start():
     assert (np.abs(end[3:] - start[3:]).max(1) > 1e-3).all()  # a tiny gradient is a direction like any other
 
 
+def test_a_row_that_is_not_finite_spoils_the_shared_slope_of_its_own_experiment_alone():
+    layer = built(shared_by="experiment")
+    slopes = np.arange(48, dtype="float32").reshape(6, 8)
+    slopes[1, 2], slopes[4] = np.nan, 1.0  # both of experiment 1
+    found = keras.ops.convert_to_numpy(layer.shared_slopes(slopes, EXPERIMENT))
+    assert not np.isfinite(found[[1, 4]]).any()
+    for rows in ([0, 3], [2, 5]):
+        np.testing.assert_allclose(found[rows], np.tile(slopes[rows].sum(0), (2, 1)))
+
+
 def test_a_step_of_zero_keeps_the_start():
     layer, x = built(), features()
     uncertain = measured(layer, x)

@@ -263,6 +263,13 @@ def test_a_share_of_the_steps_is_the_length_of_the_ramp_and_is_kept():
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [20, 2])
 
 
+def test_a_share_is_of_the_epochs_that_are_run():
+    model = compiled(warmup=0.5)
+    x, y = tiny_batch(16)
+    model.fit(x, y, batch_size=8, initial_epoch=3, epochs=5, verbose=0)
+    assert keras.ops.convert_to_numpy(model.ramp.progress)[1] == 2  # of 4 steps
+
+
 def test_the_first_step_of_the_ramp_has_no_margin():
     steep, flat = compiled(warmup=10, loss=ArcFace(1.2, 4.0)), compiled(warmup=0, loss=ArcFace(0.0, 4.0))
     x, y = tiny_batch()
@@ -302,6 +309,8 @@ def test_data_without_length_needs_a_number_of_steps():
         ({"class_names": ["a"]}, "must name each of the 5 classes"),
         ({"loss": "arcface"}, "`loss` must be"),
         ({"alignment": 1.0}, "`alignment` must be"),
+        ({"loss": ArcFace(reduction="sum")}, "takes the mean over samples. Received: `loss` with reduction='sum'"),
+        ({"alignment": DistributionAlignment(reduction="none")}, "mean over samples. Received: `alignment`"),
         ({"uncertainty": FeatureStatisticsUncertainty(radius=None)}, "needs a radius"),
     ],
 )
@@ -313,6 +322,8 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_loss_in_compile_is_sent_to_the_model():
     with pytest.raises(ValueError, match="The loss belongs to the model"):
         tiny_model().compile("adam", loss="sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="weights of the losses are arguments of the model.*0.5"):
+        tiny_model().compile("adam", loss_weights=[0.5])
 
 
 @pytest.mark.parametrize(
@@ -468,6 +479,47 @@ def test_export_is_the_plain_network(tmp_path):
     assert operations(tmp_path / "exported") == operations(tmp_path / "plain")
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is read back by TensorFlow")
+@pytest.mark.parametrize("policy, dtype", [("mixed_float16", "float32"), ("float32", "uint8")])
+def test_export_takes_images_of_the_backbones_type(tmp_path, policy, dtype):
+    import tensorflow as tf
+
+    keras.config.set_dtype_policy(policy)
+    try:
+        image = keras.Input((8, 8, 2), dtype=dtype)
+        x = keras.layers.Conv2D(4, 3, name="stem")(keras.layers.Rescaling(1 / 255)(image))
+        model = ABRAModel(keras.Model(image, x), CLASSES, embedding_dim=6)
+        model.export(tmp_path / "exported", verbose=False)
+        x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 2)).astype(dtype)
+        served = tf.saved_model.load(tmp_path / "exported")
+        np.testing.assert_allclose(served.serve(x), model.predict(x, verbose=0), rtol=2e-2, atol=2e-2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_all_parts_have_the_models_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = ABRAModel(tiny_backbone(), CLASSES, embedding_dim=6, dtype="float32")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {layer.dtype_policy.name for layer in (model.head, model.pooling, *model.neck.layers)} == {"float32"}
+
+
+class Quiet(FeatureStatisticsUncertainty):
+    """An uncertainty of one's own, that moves nothing."""
+
+    def draw(self, uncertain, batch):
+        return 0.0 * super().draw(uncertain, batch)
+
+
+def test_an_uncertainty_of_ones_own_is_the_one_of_the_stages():
+    model = ABRAModel(tiny_backbone(dropout=0.0), CLASSES, ["stem"], 6, Quiet(), warmup=0)
+    model.compile("sgd", run_eagerly=True)
+    logs = fit(model, epochs=1)
+    assert logs["gain"] == pytest.approx([0.0], abs=1e-6) and logs["clean_loss"][0] > 0
+
+
 def operations(folder):
     """How often each kind of operation that computes stands in an exported model's functions."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -537,6 +589,15 @@ def test_a_ramp_that_is_known_needs_no_length():
 def test_the_single_sample_that_a_later_epoch_meets_is_refused():
     with pytest.raises(ValueError, match="9 samples in batches of 8, which leaves one alone"):
         fit(compiled(), samples=9, steps_per_epoch=1, epochs=2)
+
+
+def test_of_several_processes_each_may_have_one_sample(monkeypatch):
+    model, (x, y) = compiled(), tiny_batch(9)
+    arguments = fit_arguments.bind(keras.Model.fit, (model, x, y), {"batch_size": 8})
+    with pytest.raises(ValueError, match="leaves one alone"):
+        fit_arguments.check(model, dict(arguments))
+    monkeypatch.setattr(fit_arguments.backend, "replicas", lambda: 2)
+    fit_arguments.check(model, dict(arguments))
 
 
 @pytest.mark.parametrize("metrics", [["accuracy", keras.metrics.Mean(name="gain")], ["alignment"]])

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_abra import ada_bn
 from tests.recording import RecordingOptimizer
 from tests.tiny import tiny_backbone, tiny_batch, tiny_model
 
@@ -181,7 +182,7 @@ def broken_images(bad):
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("bad", [0, 1])
-@pytest.mark.parametrize("way", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("way", ["fit", "evaluate", "predict", "embed", "ada_bn"])
 def test_data_that_fail_leave_the_model_its_weights(way, bad):
     """On JAX the variables are empty during a loop."""
     model = tiny_model()
@@ -189,12 +190,36 @@ def test_data_that_fail_leave_the_model_its_weights(way, bad):
     x, y = tiny_batch(12)
     model.fit(x, y, batch_size=4, verbose=0)
     before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
-    data = broken_images(bad + 1) if way == "predict" else pipeline(bad)
+    data = pipeline(bad) if way in ("fit", "evaluate") else broken_images(bad + 1)
     with pytest.raises(Exception, match="99"):  # TensorFlow makes one of its own of a generator's
+        if way == "ada_bn":
+            with ada_bn(model, data):
+                raise AssertionError("measured")
         getattr(model, way)(data, verbose=0)
     pairs = zip(model.trainable_variables, before, strict=True)
     assert any((keras.ops.convert_to_numpy(v) != w).any() for v, w in pairs) == (way == "fit" and bad == 1)
     assert np.isfinite(model.fit(x, y, batch_size=4, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_images_come_to_the_backbone_as_they_are_given(policy):
+    """A backbone that begins in full precision sees all digits of grey levels, in training and in inference."""
+    with dtype_policy(policy):
+        image = keras.Input((8, 8, 2))
+        x = keras.layers.Normalization(mean=68000.0, variance=100.0, dtype="float32")(image)
+        x = keras.layers.Conv2D(4, 3, name="stem", activation="relu")(x)
+        backbone = keras.Model(image, keras.layers.Conv2D(4, 3)(x))
+        model = tiny_model(backbone=backbone)
+        pooled = keras.layers.GlobalAveragePooling2D()(backbone.output)
+        plain = keras.Model(image, model.head(model.neck(pooled)) * model.loss_function.scale)
+        x = np.random.default_rng(0).normal(68000, 10, (4, 8, 8, 2)).astype("float32")  # beyond float16
+        expected = plain.predict(x, verbose=0)
+        assert np.isfinite(expected).all() and expected.std(0).min() > 0
+        np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+        embedder = keras.Model(image, model.neck(pooled))
+        found, rows = model.embed(x, verbose=0), embedder.predict(x, verbose=0).astype("float32")
+        np.testing.assert_allclose(found, rows / np.linalg.norm(rows, axis=1, keepdims=True), rtol=0.02, atol=2e-3)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="on JAX a step is given the memory of the weights")

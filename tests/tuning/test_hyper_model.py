@@ -11,6 +11,7 @@ import pytest
 
 keras_tuner = pytest.importorskip("keras_tuner")
 
+from keras_abra.losses import CosFace  # noqa: E402
 from keras_abra.tuning import ABRAHyperModel, DurableSearch  # noqa: E402
 from tests.replicas import two_replicas  # noqa: E402
 from tests.tiny import CLASSES, smooth_backbone, tiny_backbone, tiny_batch  # noqa: E402
@@ -90,6 +91,11 @@ def test_the_default_lies_in_a_space_of_ones_own():
         ({"uncertainty": {"start": "one"}}, "`start` must be one of"),
         ({"uncertainty": {"start": "zero"}, "search": ["steps"]}, "refused with steps=0 .* needs an ascent step"),
         ({"uncertainty": {"learned_scale": True}, "search": ["steps"]}, "refused with steps=1 .*needs steps=0"),
+        ({"loss": "cosface"}, "`loss` must be a class, ArcFace or CosFace"),
+        ({"alignment": {"weight": 2.0}}, "`alignment` names weight: give `alignment`, `alignment_weight` in `search`"),
+        ({"alignment": {"two_sided": 1}}, "`two_sided` must be True or False"),
+        ({"warmup": 0.2}, "warmup: give `stages` and `warmup` in `search`"),
+        ({"perturb_after": ["stem"]}, "perturb_after: give `stages`"),
         ({"seed": -1}, "`seed` must be an integer of at least 0"),
     ],
 )
@@ -124,6 +130,16 @@ def test_the_uncertainty_has_more_arguments():
     model = hypermodel(uncertainty=uncertainty, fixed={"radius": 0.3})
     made = model.make(model.settings(keras_tuner.HyperParameters())).uncertainty.get_config()
     assert {name: made[name] for name in uncertainty} == uncertainty and made["radius"] == 0.3
+
+
+def test_another_margin_and_more_arguments_of_alignment():
+    hp = keras_tuner.HyperParameters()
+    model = hypermodel(loss=CosFace, alignment={"two_sided": True}, fixed={"warmup": 0.2, "alignment": "mmd"})
+    made = model.make(model.settings(hp))
+    assert (type(made.loss_function), made.loss_function.margin) == (CosFace, 0.5)
+    assert (made.alignment.kind, made.alignment.two_sided) == ("mmd", True)
+    model = hypermodel(alignment={"two_sided": True}, fixed={"alignment": "none"})
+    assert model.make(model.settings(hp)).alignment.weight == 0
 
 
 def test_what_an_adversary_needs_is_checked_with_the_steps_that_may_come():
