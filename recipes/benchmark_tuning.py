@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import keras_tuner
-from methods import PERTURB, build_model, erm_loss, make_optimizer
+from methods import PERTURB, build_model, make_optimizer, softmax_loss
 from rxrx1 import EMBEDDED
 from tune_margin import EMBEDDED_SPACES, ScreenHyperModel
 
@@ -47,7 +47,7 @@ class PlainHyperModel(keras_tuner.HyperModel):
         rate = hp.Float("learning_rate", 1e-3, 1e-2, sampling="log")
         model = build_model("erm", self.settings, self.shape, self.names)
         optimizer = make_optimizer({**self.settings, "learning_rate": rate}, int(self.train.cardinality()))
-        model.compile(optimizer=optimizer, metrics=["accuracy"], **erm_loss("erm"))
+        model.compile(optimizer=optimizer, metrics=["accuracy"], **softmax_loss("erm"))
         return model
 
     def fit(self, hp, model, **kwargs):

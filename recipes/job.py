@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import pandas as pd
 import tensorflow as tf
+from methods import SOFTMAX, label_alike
 
 from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
 from keras_abra.fit_arguments import symbolic_batch
@@ -136,8 +137,10 @@ def finished(folder, resume, asked):
 
 
 def check_on_nan(on_nan, method):
-    if on_nan == "skip" and method == "erm":
-        raise ValueError("--on-nan skip is for the methods of ABRAModel; erm trains by Keras's own step, and can stop.")
+    if on_nan == "skip" and method in SOFTMAX:
+        raise ValueError(
+            f"--on-nan skip is for the methods of ABRAModel; {method} trains by Keras's own step, and can stop."
+        )
 
 
 def find_sites(records, split, kinds):
@@ -168,7 +171,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     if "val" not in splits:
         print("No epoch can be chosen: val has no sites, or some without a label. The last epoch's weights are kept.")
     else:
-        validation = read_records(records, "val", **options)
+        validation = label_alike(read_records(records, "val", **options), same["method"], int(model.output_shape[-1]))
         weights = output / "best.weights.h5"
         callbacks.append(
             keras.callbacks.ModelCheckpoint(weights, "val_accuracy", save_best_only=True, save_weights_only=True)

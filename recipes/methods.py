@@ -1,12 +1,14 @@
-"""The contenders of `rxrx1.py`: one backbone and neck, four ways to train them."""
+"""The contenders of `rxrx1.py`: one backbone and neck, five ways to train them."""
 
 import keras
+import tensorflow as tf
 from backbones import tiny_resnet
 from distribution import functional
 
 from keras_abra import ABRAModel, cut_backbone, embedding_neck, valid_cuts
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, DistributionAlignment
+from tfrecords import cutmix, mix_batches
 
 # Where ABRA perturbs (early: perturbing next to the head cost accuracy in prototypes), and where DSU does (all stages).
 PERTURB = {"tiny_resnet": ["stem", "stage1"], "ResNet50": ["conv2_block3_out", "conv3_block4_out"]}
@@ -23,6 +25,7 @@ DSU = {
 }
 
 
+SOFTMAX = ("erm", "cutmix")  # trained by Keras's own step
 _PROBE = (96, 96, 6)  # larger than the least that any of Keras's takes
 
 
@@ -40,7 +43,7 @@ def check_backbone(name, method, perturb_after):
 def build_model(method, settings, shape, names):
     backbone = make_backbone(settings["backbone"], shape, settings.get("weights"))
     stages = settings["stages"] or {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
-    if method == "erm":
+    if method in SOFTMAX:
         x = keras.layers.GlobalAveragePooling2D()(backbone.output)
         x = embedding_neck(x.shape[-1], settings["embedding_dim"])(x)
         return functional(backbone.input, keras.layers.Dense(len(names), dtype="float32")(x))
@@ -80,8 +83,22 @@ def with_dsu(backbone, stages):
     return keras.Model(backbone.input, x)
 
 
-def erm_loss(method):
-    return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)} if method == "erm" else {}
+def softmax_loss(method):
+    """The loss as an argument of `compile`, where it is no part of the model."""
+    losses = {"erm": keras.losses.SparseCategoricalCrossentropy, "cutmix": keras.losses.CategoricalCrossentropy}
+    return {"loss": losses[method](from_logits=True)} if method in losses else {}
+
+
+def mix_training(data, method, classes, seed):
+    """The batches that a method is trained on: with CutMix anew in each step, and with soft labels."""
+    return mix_batches(data, cutmix, classes, seed) if method == "cutmix" else data
+
+
+def label_alike(data, method, classes):
+    """Batches to be scored beside the training, with labels of the same kind."""
+    if method != "cutmix":
+        return data
+    return data.map(lambda image, label, *weight: (image, tf.one_hot(label, classes), *weight))
 
 
 def make_schedule(settings, steps):

@@ -4,9 +4,10 @@
     python recipes/rxrx1.py --data RXRX1 --records RECORDS      # the real screen: 125,510 sites, 46 GB, GPUs wanted
 
 Without arguments: writes the embedded screen, builds TFRecords, trains ABRA with `model.fit`, chooses the epoch by
-accuracy on the validation experiments, scores the test experiments once, prints a table. `--method erm | arcface | dsu`
-trains the same backbone and neck without the adversary. It trains on all devices that it finds, and in all processes
-that are started; `--distribution` says otherwise (recipes/distribution.py):
+accuracy on the validation experiments, scores the test experiments once, prints a table. `--method erm | cutmix |
+arcface | dsu` trains the same backbone and neck without ABRA (cutmix: plain training on images mixed by CutMix). It
+trains on all devices that it finds, and in all processes that are started; `--distribution` says otherwise
+(recipes/distribution.py):
 
     torchrun --nproc-per-node 8 recipes/rxrx1.py --data RXRX1 --records RECORDS     # torch, eight GPUs
 
@@ -47,7 +48,7 @@ from job import (
     say_unlabelled,
     write_results,
 )
-from methods import build_model, check_backbone, erm_loss, make_optimizer
+from methods import build_model, check_backbone, make_optimizer, mix_training, softmax_loss
 from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score
 
@@ -138,13 +139,17 @@ def main(argv=None):
         say_unlabelled(splits, labelled)
         options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
         normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], kinds))
-        read_train = functools.partial(
+        read = functools.partial(
             read_records, records, "train", training=True, seed=args.seed, normalize=normalize("train"), **options
         )
         options = distribution.evaluation(options)
         evaluated = {split: options | {"normalize": normalize(split)} for split in splits}
-        steps = int(read_train().cardinality())
+        steps = int(read().cardinality())
         shape = tuple(read_manifest(records)["image_shape"])
+
+    def read_train(**start):
+        return mix_training(read(**start), args.method, len(names), args.seed)
+
     print(
         f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}",
         flush=True,
@@ -154,7 +159,7 @@ def main(argv=None):
         keras.utils.set_random_seed(args.seed)  # what came before must not count
         model = build_model(args.method, settings, shape, names)
         optimizer = make_optimizer(settings, steps)
-        model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
+        model.compile(optimizer=optimizer, **distribution.accuracy(), **softmax_loss(args.method))
     options = evaluated.get("val", options)
     fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution, args.on_nan)
     as_saved(model).save(output / "model.keras")
@@ -187,7 +192,7 @@ def parse(argv):
     parser.add_argument(
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
-    parser.add_argument("--method", choices=("abra", "dsu", "arcface", "erm"), default="abra")
+    parser.add_argument("--method", choices=("abra", "dsu", "arcface", "cutmix", "erm"), default="abra")
     parser.add_argument(
         "--steps", type=at_least_0, help="of abra: K, ascent steps of the adversary (default: 0, random)"
     )

@@ -45,7 +45,7 @@ from job import (
     say_unlabelled,
     write_results,
 )
-from methods import build_model, check_backbone, erm_loss, make_backbone, make_schedule
+from methods import build_model, check_backbone, make_backbone, make_schedule, softmax_loss
 from rxrx1 import EMBEDDED, REAL, check_data, is_embedded
 from scores import predictions_table, print_scores, score
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
@@ -113,10 +113,10 @@ def main(argv=None):
             plain(settings, shape, names) if args.method == "erm" else build_model(args.method, settings, shape, names)
         )
         optimizer = CoupledAdam(make_schedule(settings, steps), l2=settings["weight_decay"])
-        model.compile(optimizer=optimizer, **distribution.accuracy(), **erm_loss(args.method))
+        model.compile(optimizer=optimizer, **distribution.accuracy(), **softmax_loss(args.method))
     fit(model, read_train, records, labelled, options, settings, output, args.seed, same, distribution, args.on_nan)
     # Saved with an optimizer that not only this recipe knows.
-    model.compile("adam", metrics=["accuracy"], **erm_loss(args.method))
+    model.compile("adam", metrics=["accuracy"], **softmax_loss(args.method))
     model.optimizer.build(model.trainable_variables)
     as_saved(model).save(output / "model.keras")
 

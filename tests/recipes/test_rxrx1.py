@@ -51,7 +51,9 @@ SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
 OPTIONS = ("--backbone", "tiny_resnet", "--image-size", 24, "--batch-size", 8, "--epochs", 2)
 
 
-@pytest.mark.parametrize("method", ["abra", "erm", pytest.param("dsu", marks=pytest.mark.any_backend)])
+@pytest.mark.parametrize(
+    "method", ["abra", "erm", *(pytest.param(name, marks=pytest.mark.any_backend) for name in ("dsu", "cutmix"))]
+)
 def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsys):
     arguments = ("--data", screen, "--method", method, *OPTIONS)
     if method == "abra":
