@@ -171,7 +171,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     if "val" not in splits:
         print("No epoch can be chosen: val has no sites, or some without a label. The last epoch's weights are kept.")
     else:
-        validation = label_alike(read_records(records, "val", **options), same["method"], int(model.output_shape[-1]))
+        validation = label_alike(read_records(records, "val", **options), same["method"], model)
         weights = output / "best.weights.h5"
         callbacks.append(
             keras.callbacks.ModelCheckpoint(weights, "val_accuracy", save_best_only=True, save_weights_only=True)

@@ -94,10 +94,11 @@ def mix_training(data, method, classes, seed):
     return mix_batches(data, cutmix, classes, seed) if method == "cutmix" else data
 
 
-def label_alike(data, method, classes):
-    """Batches to be scored beside the training, with labels of the same kind."""
+def label_alike(data, method, model):
+    """Batches to be scored beside the training of a model, with labels of the same kind."""
     if method != "cutmix":
         return data
+    classes = int(model.output_shape[-1])
     return data.map(lambda image, label, *weight: (image, tf.one_hot(label, classes), *weight))
 
 

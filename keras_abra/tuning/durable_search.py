@@ -1,5 +1,8 @@
 import contextlib
+import functools
 from pathlib import Path
+
+import keras_tuner
 
 from keras_abra.tuning.project import backup_project, backup_trial
 
@@ -20,6 +23,19 @@ class DurableSearch:
     """
 
     keep_checkpoints = 1
+
+    def reload(self):
+        """As KerasTuner's, and a grid search knows again which combinations come next, which it does not store."""
+        super().reload()
+        oracle = self.oracle
+        if not isinstance(oracle, keras_tuner.oracles.GridSearchOracle):
+            return
+        values = {trial_id: oracle.trials[trial_id].hyperparameters.values for trial_id in oracle.start_order}
+        compare = functools.cmp_to_key(lambda one, other: oracle._compare(values[one], values[other]))
+        oracle._ordered_ids = type(oracle._ordered_ids)()
+        for trial_id in sorted(values, key=compare):
+            oracle._ordered_ids.insert(trial_id)
+        oracle._populate_next = [*oracle.end_order]
 
     def on_trial_begin(self, trial):
         super().on_trial_begin(trial)

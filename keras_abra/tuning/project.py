@@ -34,11 +34,28 @@ def repair_project(folder):
                 "anew."
             )
         (folder / "oracle.json").unlink(missing_ok=True)
+    if state is not None:
+        _end_what_ended(folder, state)
     known = set(state["start_order"]) if state else set()
     for trial in folder.glob("trial_*"):
         if trial.name.removeprefix("trial_") not in known or _restore(trial / "trial.json") is None:
             shutil.rmtree(trial)
     return sorted(state["ongoing_trials"].values()) if state else []
+
+
+def _end_what_ended(folder, state):
+    """Takes a trial that is complete from those that run: KerasTuner notes its end a moment after it, or, with workers,
+    with the next trial's."""
+    running = state["ongoing_trials"]
+    trials = {name: _read(folder / f"trial_{trial_id}" / "trial.json") or {} for name, trial_id in running.items()}
+    complete = [name for name, trial in trials.items() if trial.get("status") == "COMPLETED"]
+    for name in complete:
+        trial_id = running.pop(name)
+        state["end_order"] += [] if trial_id in state["end_order"] else [trial_id]
+    if complete:
+        temporary = folder / "oracle.json.tmp"
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, folder / "oracle.json")
 
 
 def backup_project(folder):

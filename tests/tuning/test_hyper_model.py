@@ -12,7 +12,7 @@ import pytest
 keras_tuner = pytest.importorskip("keras_tuner")
 
 from keras_abra.losses import CosFace  # noqa: E402
-from keras_abra.tuning import ABRAHyperModel, DurableSearch  # noqa: E402
+from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project  # noqa: E402
 from tests.replicas import two_replicas  # noqa: E402
 from tests.tiny import CLASSES, smooth_backbone, tiny_backbone, tiny_batch  # noqa: E402
 
@@ -348,6 +348,64 @@ def test_a_killed_search_goes_on(tmp_path, capsys):
         return {name: trial["hyperparameters"]["values"] for name, trial in trials.items()}
 
     assert values(after) == values(records(unbroken))
+
+
+class Cut(keras.callbacks.Callback):
+    """Ends the process's search at the beginning of a trial, as Ctrl-C does."""
+
+    begun = 0
+
+    def __init__(self, trial):
+        super().__init__()
+        self.trial = trial
+
+    def on_train_begin(self, logs=None):
+        Cut.begun += 1
+        if Cut.begun == self.trial:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.any_backend
+def test_a_grid_search_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Killed in a trial, and asked for more trials than it had."""
+
+    def search(name, trials, cut=None):
+        monkeypatch.setattr(Cut, "begun", 0)
+        kind = type("Search", (DurableSearch, keras_tuner.GridSearch), {})
+        again = repair_project(tmp_path / name)
+        model = hypermodel(search={"margin": [0.1, 0.2, 0.3], "scale": [4.0, 8.0]})
+        tuner = kind(model, keras_tuner.Objective("val_accuracy", "max"), trials, directory=tmp_path, project_name=name)
+        x, y = tiny_batch(8)
+        arguments = {"epochs": 1, "batch_size": 8, "verbose": 0, "callbacks": [Cut(cut)]}
+        try:
+            tuner.search(x, y, validation_data=(x, y), **arguments)
+        except KeyboardInterrupt:
+            assert cut
+        ended = [tuner.oracle.trials[t].hyperparameters.values for t in tuner.oracle.end_order]
+        return again, Cut.begun, ended
+
+    _, _, expected = search("whole", 6)
+    assert len({json.dumps(values) for values in expected}) == 6
+    assert search("cut", 4, cut=3)[1:] == (3, expected[:2])
+    again, begun, ended = search("cut", 4)
+    assert again == ["2"] and (begun, ended) == (2, expected[:4])
+    assert search("cut", 6)[1:] == (2, expected)
+
+
+@pytest.mark.any_backend
+def test_a_trial_that_is_complete_is_not_run_again(tmp_path):
+    """A chief's state names it among those that run until the next trial ends."""
+    state = {"start_order": ["0", "1"], "end_order": ["0"], "ongoing_trials": {"a": "0", "b": "1"}}
+    (tmp_path / "oracle.json").write_text(json.dumps(state))
+    for trial_id, status in (("0", "COMPLETED"), ("1", "RUNNING")):
+        (tmp_path / f"trial_{trial_id}").mkdir()
+        (tmp_path / f"trial_{trial_id}" / "trial.json").write_text(json.dumps({"status": status}))
+    assert repair_project(tmp_path) == ["1"]
+    assert json.loads((tmp_path / "oracle.json").read_text()) == state | {"ongoing_trials": {"b": "1"}}
+    (tmp_path / "trial_1" / "trial.json").write_text(json.dumps({"status": "COMPLETED"}))
+    assert repair_project(tmp_path) == []
+    found = json.loads((tmp_path / "oracle.json").read_text())
+    assert (found["end_order"], found["ongoing_trials"]) == (["0", "1"], {})
 
 
 @pytest.mark.any_backend
