@@ -37,7 +37,7 @@ from ladder_screens import CELL_TYPES
 from normalization import NORMALIZATIONS
 from worker_processes import processes
 
-from tfrecords.mirror import lock_file
+from tfrecords.locks import lock_file
 from tfrecords.screen_appearance import SHIFTS
 from tfrecords.whole import write_whole
 

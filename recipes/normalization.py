@@ -1,6 +1,7 @@
 """What the images of a job are standardized by."""
 
-from tfrecords import channel_statistics, list_sites, standardize
+from tfrecords import channel_statistics, list_sites, read_manifest, standardize
+from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
 
 BY_GROUP = {"experiment": {"group": "experiment"}, "plate": {"group": "plate", "well_types": ("negative_control",)}}
@@ -14,7 +15,8 @@ def normalization(records, split, kind, kinds=("treatment",)):
         records: folder of records, or URL of one.
         split: whose images are read: an experiment never seen is standardized by its own images, without labels.
         kind: `"image"`: each by itself; `"experiment"`: by all images of its experiment; `"plate"`: by the negative
-            controls of its plate.
+            controls of its plate; in whatever split they are (train has the first sites of its wells, id_test the
+            second).
         kinds: which wells are read.
 
     Raises:
@@ -25,7 +27,7 @@ def normalization(records, split, kind, kinds=("treatment",)):
     if kind == "image":
         return standardize
     try:
-        statistics = channel_statistics(records, split, **BY_GROUP[kind])
+        statistics = channel_statistics(records, _of_same_experiments(records, split), **BY_GROUP[kind])
         normalizer(statistics, list_sites(records, split, kinds))  # now, and not after hours of training
     except ValueError as error:
         raise ValueError(
@@ -33,3 +35,9 @@ def normalization(records, split, kind, kinds=("treatment",)):
             "no controls."
         ) from error
     return statistics
+
+
+def _of_same_experiments(records, split):
+    """The split, and others that have some of its experiments."""
+    experiments = read_manifest(local_folder(records))["experiments"]
+    return [name for name, found in experiments.items() if {*found} & {*experiments[split]}]

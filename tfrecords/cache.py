@@ -1,5 +1,6 @@
 """Keeps decoded pixels: in memory, or in a file of fixed-size records."""
 
+import contextlib
 import hashlib
 import weakref
 from pathlib import Path
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from tfrecords.frames import FOOTER, HEADER, frame
 from tfrecords.image_batches import Source, image_batches
+from tfrecords.locks import lock_file
 from tfrecords.manifest import MANIFEST
 from tfrecords.progress import progress_bar
 from tfrecords.record_images import record_at
@@ -52,14 +54,27 @@ def cached_images(source, dest, sites, share, cache):
         raise ValueError(f"The cache {str(cache)!r} is a file. Name a folder, which gets one file for each use.")
     path = Path(cache) / f"{name}.tfrecord"
     length = HEADER + int(np.prod(source.shape)) + FOOTER
-    if not path.is_file() or path.stat().st_size != length * (share.stop - share.start):
+    size = length * (share.stop - share.start)
+    if not _is_whole(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open_whole(path) as file:
-            for _, images in _all(source, share):
-                for image in images:
-                    record = image.tobytes()
-                    file.write(b"".join((frame(record)[0], record, frame(record)[1])))
+        with contextlib.closing(lock_file(path.with_suffix(".lock"))):  # others wait, and find it
+            if not _is_whole(path, size):
+                _fill(path, source, share)
     return _in_file(str(path), length, source, share.start)
+
+
+def _is_whole(path, size):
+    return path.is_file() and path.stat().st_size == size
+
+
+def _fill(path, source, share):
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by processes that were killed
+        left.unlink(missing_ok=True)
+    with open_whole(path) as file:
+        for _, images in _all(source, share):
+            for image in images:
+                record = image.tobytes()
+                file.write(b"".join((frame(record)[0], record, frame(record)[1])))
 
 
 def _all(source, share):

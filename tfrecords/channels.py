@@ -83,13 +83,13 @@ def find_newer(source, paths, channels, moment):
 
 
 def stamp_files(source, path, channels):
-    """Size, times of the last change of content and state (ns) and inode of each channel file of a site, None for one
-    that cannot be reached: tuple."""
+    """Size and times of the last change of content and state (ns) of each channel file of a site, None for one that
+    cannot be reached: tuple. (No inode: some network file systems give a file another one from time to time.)"""
     stamps = []
     for file, _ in channel_files(path, channels):
         try:
             stat = os.stat(os.path.join(source, file))
-            stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+            stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
         except OSError:
             stamps.append(None)
     return tuple(stamps)

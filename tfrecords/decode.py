@@ -38,6 +38,8 @@ def decode_file(path):
         raise ValueError(f"{path}: expected a whole {kind} file; found {fault}. Download or copy the file again.")
     try:
         with Image.open(io.BytesIO(data), formats=("TIFF" if is_tiff else "PNG",)) as image:
+            if not is_tiff and getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{path}: expected a picture; found an animation of {image.n_frames} frames.")
             return _read_pages(path, image, _tiff_bits if is_tiff else lambda page: data[24])
     except UnidentifiedImageError:
         kind = "TIFF" if is_tiff else "PNG"

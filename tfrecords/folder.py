@@ -6,16 +6,12 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from tfrecords.locks import HAS_LOCKS, lock
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, UNFINISHED, hash_bytes, read_manifest, seal
 from tfrecords.whole import explain_no_space, remove_temporary, sync_folder, write_whole
 
 # Options that follow from the others and the source. (`intensity`, as the user gave it, is part of `screen`.)
 FOLLOWING = ("intensity", "plan", "table")
-
-try:
-    import fcntl
-except ImportError:  # Not on Windows: there, two builds into one folder at once are not noticed.
-    fcntl = None
 
 
 def is_finished(dest, options):
@@ -113,6 +109,13 @@ def claim(dest, options, shards):
         yield False
 
 
+def _is_at(file, path):
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def hold(dest):
     """Keeps other builds out of `dest`, and removes what killed ones left half-written.
@@ -130,24 +133,18 @@ def hold(dest):
     """
     marker = Path(dest) / UNFINISHED
     with open(marker, "a+b", buffering=0) as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                taken = not os.path.samestat(os.fstat(file.fileno()), os.stat(marker))
-            except (BlockingIOError, FileNotFoundError):
-                taken = True
-            if taken:
-                raise ValueError(
-                    f"The output folder {str(dest)!r} is in use: another build is writing into it. "
-                    "Wait for its end, or name another folder."
-                )
+        if HAS_LOCKS and not (lock(file, wait=False) and _is_at(file, marker)):
+            raise ValueError(
+                f"The output folder {str(dest)!r} is in use: another build is writing into it. "
+                "Wait for its end, or name another folder."
+            )
         try:
             remove_temporary(dest)
             yield file
         finally:
-            if fcntl is not None and (Path(dest) / MANIFEST).exists():
+            if HAS_LOCKS and (Path(dest) / MANIFEST).exists():
                 marker.unlink(missing_ok=True)
-    if fcntl is None and (Path(dest) / MANIFEST).exists():
+    if not HAS_LOCKS and (Path(dest) / MANIFEST).exists():
         marker.unlink(missing_ok=True)  # Windows removes no open file.
 
 

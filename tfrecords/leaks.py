@@ -1,5 +1,7 @@
 """Guards what is tested on against what was trained on: sites, experiments, and plate layouts that come twice."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -46,7 +48,14 @@ def share_wells(sites):
     Args:
         sites: table with `experiment`, `plate` and `well`.
     """
-    return sites.drop_duplicates(["experiment", "plate", "well"])["well"].duplicated().any()
+    wells = sites.drop_duplicates(["experiment", "plate", "well"])["well"]
+    return wells.map(place_of_well).duplicated().any()
+
+
+def place_of_well(name):
+    """One text for all ways to write a place on a plate: `b2`, `B2` and `B02` are one. Other names are themselves."""
+    found = re.fullmatch(r"([A-Za-z]{1,2})0*(\d{1,3})", name, re.ASCII)
+    return f"{found[1].upper()}{int(found[2]):02d}" if found else name
 
 
 def find_repeats(sites):
@@ -150,7 +159,7 @@ def _first_torn(values, splits):
 
 def _layouts(sites, plates, kind, widespread=True):
     rows = sites[(sites["well_type"] == kind) & sites["sirna_id"].notna()]
-    rows = rows.drop_duplicates(["experiment", "plate", "well"])
+    rows = rows.assign(well=rows["well"].map(place_of_well)).drop_duplicates(["experiment", "plate", "well"])
     codes, wells = pd.factorize(rows["well"])
     layouts = np.full((len(plates), len(wells)), -1, np.int64)
     layouts[plates.get_indexer(pd.MultiIndex.from_frame(rows[["experiment", "plate"]])), codes] = rows["sirna_id"]

@@ -10,15 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+from tfrecords.locks import HAS_LOCKS, lock_file
 from tfrecords.manifest import EXCLUDED, INDEX, MANIFEST, hash_bytes, read_manifest, seal
 from tfrecords.progress import progress_bar
 from tfrecords.remote import find_transport, is_remote, remote_url
 from tfrecords.whole import sync_folder, write_whole
-
-try:
-    import fcntl
-except ImportError:  # Not on Windows: there, two processes may fetch the same file, and nothing is cleared.
-    fcntl = None
 
 CACHE, CACHE_GB = "TFRECORDS_CACHE", "TFRECORDS_CACHE_GB"
 _DOWNLOADS = 8
@@ -160,7 +156,7 @@ def _make_room(cache, key, url, needed):
         room = disk.free - _KEPT_FREE * disk.total
     others = [path for path in cache.glob("*.used") if path.stem != key]
     for path in sorted(others, key=lambda path: path.stat().st_mtime):
-        if room >= needed or fcntl is None:
+        if room >= needed or not HAS_LOCKS:  # on Windows two processes may fetch the same file: nothing is cleared
             break
         held = lock_file(path, wait=False)
         if held is not None:
@@ -182,15 +178,3 @@ def _size(folder):
         with contextlib.suppress(FileNotFoundError):  # another process has just renamed or removed it
             total += path.stat().st_size if path.is_file() else 0
     return total
-
-
-def lock_file(path, shared=False, wait=True):
-    """An open file that is locked until it is closed, or None if another process holds it and `wait` is false."""
-    file = open(path, "a")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.close()
-            return None
-    return file

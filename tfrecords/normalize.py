@@ -22,11 +22,12 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
     One pass over the sites that are needed, exact (sums of integers). Labels are not used. The statistics of a split
     serve that split, so that an experiment never seen in training is normalized by its own: this is no leak of labels,
     but it takes the experiment's images together, and a single image of a new experiment cannot be normalized so. With
-    `group=None` and the split `train` the table serves every split.
+    `group=None` and the split `train` the table serves every split. Splits that have experiments in common, as `train`
+    and `id_test` have, are best given together: else one plate is normalized in two ways, and of few wells each.
 
     Args:
         dest: folder of records, or URL of one.
-        split: `train`, `id_test`, `val` or `test`.
+        split: `train`, `id_test`, `val` or `test`, or a list of some of them.
         group: `"experiment"`, `"plate"`, or None (default) for one group of all.
         well_types: wells to take; `("negative_control",)` with `group="plate"` is the usual way of plate screens.
             Default: all.
@@ -43,11 +44,13 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
         raise ValueError(f"Unknown group {group!r}. Expected {', '.join(map(repr, GROUPS))}, or None for one of all.")
     folder = local_folder(dest)
     manifest = read_manifest(folder)
-    sites = list_sites(folder, split, KINDS, check=False)
+    splits = [split] if isinstance(split, str) else [*split]
+    sites = pd.concat([list_sites(folder, name, KINDS, check=False) for name in splits])
     sites = sites[sites["well_type"].isin([well_types] if isinstance(well_types, str) else well_types)]
     if sites.empty:
         raise ValueError(
-            f"The split {split!r} has no wells of the types {well_types!r}. Expected some of {WELL_TYPES}."
+            f"The split {' and '.join(map(repr, splits))} has no wells of the types {well_types!r}. Expected some of "
+            f"{WELL_TYPES}."
         )
     sites = sites.reset_index(drop=True)
     source = record_images(fetch_shards(dest, manifest, {*sites["shard"]}), sites, manifest)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from tfrecords.images import CHANNEL
+from tfrecords.leaks import place_of_well
 from tfrecords.own_paths import fields_of, fill_template
 from tfrecords.own_screen import KINDS
 from tfrecords.splits import SPLITS, natural
@@ -14,7 +15,7 @@ from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_re
 
 _LONGEST = 200
 # How other programs write that there is nothing.
-_MISSING = ("na", "n/a", "nan", "none", "null", "<na>")
+_MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".")
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
@@ -64,7 +65,7 @@ def read_own_sites(source, screen, split_column=None):
         values, theirs = texts[name]
         good = ~values.str.contains(_CONTROL) & ((values != "") | (name == "sirna"))
         check_cells(raw.assign(**{theirs: values}), theirs, good, f"the {name}, a text without control characters")
-        sites[name] = values
+        sites[name] = values if name != "sirna" else values.where(values.str.strip() != "", "")
         _report_similar(values, theirs)
     short = sites["experiment"].map(lambda name: len(urllib.parse.quote(name, safe="")) <= _LONGEST)
     theirs = texts["experiment"][1]
@@ -121,10 +122,10 @@ def rank_labels(names, kinds):
 
 
 def _report_similar(values, column):
-    """Texts that a person would take for one: that differ in blanks, case, or how a number is written."""
+    """Texts that a person would take for one: that differ in blanks, case, or how a number in them is written."""
     alike = {}
     for value in values.unique():
-        key = " ".join(value.split()).casefold()
+        key = place_of_well(" ".join(value.split())).casefold()  # A1 and A01
         alike.setdefault(float(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
     groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
     if groups:

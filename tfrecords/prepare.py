@@ -47,8 +47,8 @@ class Prepared(NamedTuple):
     def digests(self, source):
         """dict of a shard's name -> a short text that changes with all that decides its bytes.
 
-        Of the image files these are size, times and number (inode): a file that was put in the place of another counts
-        as changed, and so do those of a source that was copied.
+        Of the image files these are size and times: a file that was put in the place of another counts as changed (its
+        state has), and so do those of a source that was copied.
         """
         table = self.sites[[*COLUMNS, "path"]].sort_values("site_id")
         channels = self.options["channels"]

@@ -26,7 +26,7 @@ def read_table(path, columns, optional=(), advice="Download or export the table 
         ValueError: if the file cannot be read, lacks a column or has it twice, or holds no row or too short a one.
         ImportError: if it is a Parquet file and there is no pyarrow.
     """
-    read = _read_parquet if path.suffix in PARQUET else _read_csv
+    read = _read_parquet if path.suffix.lower() in PARQUET else _read_csv
     try:
         table = read(path, columns, optional, advice)
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from ladder_methods import ABLATION, METHODS, method_settings, random_control, t
 from ladder_screens import screen_records
 
 from keras_abra.losses import CosFace
-from tfrecords.mirror import lock_file
+from tfrecords.locks import lock_file
 
 SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
 RULE = {"warmup": 1, "patience": 1, "smooth": 1, "least": 1, "most": 2, "decay": 0.5}

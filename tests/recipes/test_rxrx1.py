@@ -84,16 +84,19 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
 
 @pytest.mark.any_backend
 def test_images_may_be_standardized_by_the_controls_of_their_plate(screen, tmp_path, monkeypatch):
-    """The model of the job sees in every split what `channel_statistics` of that split gives."""
+    """The model of the job sees in every split what `channel_statistics` gives of all sites of its experiments."""
     fed = []
     monkeypatch.setattr(rxrx1, "fit", lambda model, read_train, *rest: fed.append((read_train(), rest[2])))
     arguments = ("--data", screen, "--records", tmp_path / "records", "--method", "erm", *OPTIONS)
     assert job(*arguments, "--output", tmp_path / "image")["normalize"] == "image"
     assert job(*arguments, "--normalize", "plate", "--output", tmp_path / "plate")["normalize"] == "plate"
     (alone, _), (train, val) = fed
+    parts = {"train": ["train", "id_test"], "id_test": ["train", "id_test"], "val": "val", "test": "test"}
     controls = {
-        s: channel_statistics(tmp_path / "records", s, group="plate", well_types="negative_control") for s in SPLITS
+        s: channel_statistics(tmp_path / "records", part, group="plate", well_types="negative_control")
+        for s, part in parts.items()
     }
+    assert (controls["train"]["sites"] == 2).all()  # both sites of the one well
     pd.testing.assert_frame_equal(val["normalize"], controls["val"])
     expected = read_records(
         tmp_path / "records", "train", batch_size=8, training=True, seed=0, normalize=controls["train"]

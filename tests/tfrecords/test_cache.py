@@ -1,10 +1,13 @@
 import gc
+import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrecords import cache as cache_module
 from tfrecords.listing import list_sites
+from tfrecords.locks import lock_file
 from tfrecords.manifest import read_manifest, seal
 from tfrecords.read import read_records
 
@@ -66,16 +69,41 @@ def test_a_cache_is_found_again_and_not_taken_for_another(records_tree, records,
     cache = tmp_path / "cache"
     options = dict(batch_size=2, cache=cache)
     read_records(records_tree, "train", **options)
-    (first,) = cache.iterdir()
+    (first,) = cache.glob("*.tfrecord")
     before = first.stat().st_mtime_ns
     read_records(records, "train", **options)  # The same manifest.
-    assert first.stat().st_mtime_ns == before and len(list(cache.iterdir())) == 1
+    assert first.stat().st_mtime_ns == before and len(list(cache.glob("*.tfrecord"))) == 1
     read_records(records_tree, "train", kinds=BOTH, **options)
     read_records(records_tree, "val", **options)
     manifest = read_manifest(records)
     (records / "manifest.json").write_bytes(seal(manifest | {"source": "elsewhere"}))
     read_records(records, "train", **options)
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.glob("*.tfrecord"))) == 4
+
+
+def test_processes_fill_a_cache_once_and_what_killed_ones_left_is_removed(records_tree, tmp_path, monkeypatch):
+    fills, fill = [], cache_module._fill
+    monkeypatch.setattr(cache_module, "_fill", lambda path, *rest: fills.append(path) or fill(path, *rest))
+    read_records(records_tree, "train", batch_size=2, cache=tmp_path / "first")
+    (path,) = (tmp_path / "first").glob("*.tfrecord")
+    data = path.read_bytes()
+    path.unlink()
+    left = path.with_name(f".{path.name}.0a1b2c3d.tmp")
+    left.write_bytes(b"half")
+    held = lock_file(path.with_suffix(".lock"))
+    waiting = threading.Thread(
+        target=read_records, args=(records_tree, "train"), kwargs=dict(batch_size=2, cache=path.parent)
+    )
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive() and len(fills) == 1  # another process is filling it
+    path.write_bytes(data)
+    held.close()
+    waiting.join(30)
+    assert not waiting.is_alive() and len(fills) == 1 and left.exists()
+    path.unlink()
+    read_records(records_tree, "train", batch_size=2, cache=path.parent)
+    assert path.read_bytes() == data and len(fills) == 2 and not left.exists()
 
 
 def test_a_cut_cache_is_made_anew_and_a_damaged_image_stops_the_reading(records_tree, tmp_path):

@@ -90,3 +90,9 @@ def test_a_picture_of_too_many_pixels_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
     with pytest.raises(ValueError, match="stitched.png: Image size .* cut stitched wells into sites"):
         decode_file(tmp_path / "stitched.png")
+
+
+def test_an_animation_is_refused(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(GREY[::-1])])
+    with pytest.raises(ValueError, match="a.png: expected a picture; found an animation of 2 frames"):
+        decode_file(tmp_path / "a.png")

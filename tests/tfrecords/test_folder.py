@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from tfrecords.folder import claim, finish, is_finished
@@ -110,4 +113,23 @@ def test_two_builds_at_once_are_refused(tmp_path):
             pytest.raises(ValueError, match="in use: another build is writing into it"),
             claim(tmp_path, OPTIONS, SHARDS),
         ):
+            pass
+
+
+@pytest.mark.parametrize("number, gone_on", [(errno.ENOLCK, True), (errno.EIO, False)])
+def test_a_file_system_without_locks_is_said_and_other_errors_name_the_file(
+    tmp_path, monkeypatch, capsys, number, gone_on
+):
+    fcntl = pytest.importorskip("fcntl", reason="file locks are POSIX's")
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    if gone_on:
+        with claim(tmp_path, OPTIONS, SHARDS) as finished:
+            assert not finished
+        assert f"WARNING: the file system of {tmp_path}" in capsys.readouterr().out
+    else:
+        with pytest.raises(OSError, match=f"{tmp_path}.* cannot be locked"), claim(tmp_path, OPTIONS, SHARDS):
             pass

@@ -3,7 +3,7 @@ import pytest
 
 from tfrecords import prepare
 from tfrecords.build import build_records
-from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites
+from tfrecords.leaks import check_splits, describe_repeats, find_repeats, place_of_well, repeating_sites
 from tfrecords.screen_layout import layout
 from tfrecords.sources import read_sites
 from tfrecords.splits import assign_splits
@@ -67,6 +67,18 @@ def test_plates_of_one_layout_in_two_splits_are_found_by_their_treatments():
         }
     )
     assert pairs(sites) == [["A", 1, "C", 7, "treatment", 8, 10], ["B", 1, "C", 7, "treatment", 8, 10]]
+
+
+def test_wells_are_places_however_they_are_written():
+    """One batch exported as A01, another as a1."""
+    sites = table({("A", 1, "train"): STRAIGHT, ("B", 1, "test"): STRAIGHT})
+    sites["well"] = sites["well"].str.replace("W", "B")
+    train = sites["split"] == "train"
+    sites.loc[train, "well"] = sites.loc[train, "well"].map(lambda well: f"b{int(well[1:])}")
+    assert pairs(sites) == [["A", 1, "B", 1, "treatment", 10, 10]]
+    assert [place_of_well(name) for name in ("B02", "b2", "AF48", "BR001A1", "12", "B0")] == [
+        *("B02", "B02", "AF48", "BR001A1", "12", "B00")
+    ]
 
 
 def test_less_than_half_or_five_alike_is_chance():

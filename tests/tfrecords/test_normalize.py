@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from tfrecords.listing import list_sites
@@ -40,6 +41,17 @@ def test_a_plate_is_normalized_by_its_negative_controls(records_tree, pixels_of)
     for images, _, metadata in read_records(records_tree, "val", batch_size=3, normalize=table, metadata=True):
         raw = np.stack([pixels_of(site_id.decode()) for site_id in metadata["site_id"].numpy()])
         np.testing.assert_allclose(images, (raw - mean) / deviation, atol=1e-5)
+
+
+def test_splits_of_the_same_plates_are_taken_together(records_tree, pixels_of):
+    both = [list_sites(records_tree, split, BOTH) for split in ("train", "id_test")]
+    table = channel_statistics(records_tree, ["train", "id_test"], group="plate")
+    sites = pd.concat(both)
+    for (key, part), (other, row) in zip(sites.groupby(["experiment", "plate"]), table.iterrows(), strict=True):
+        mean, deviation = expected(part, pixels_of)
+        assert key == other and row["sites"] == len(part) > (both[0][["experiment", "plate"]] == key).all(axis=1).sum()
+        np.testing.assert_allclose(columns(row.to_frame().T, "mean")[0], mean, rtol=1e-12)
+        np.testing.assert_allclose(columns(row.to_frame().T, "std")[0], deviation, rtol=1e-12)
 
 
 def test_each_experiment_has_mean_0_and_deviation_1_by_its_own_statistics(records_tree):

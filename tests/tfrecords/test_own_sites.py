@@ -61,6 +61,15 @@ def test_labels_are_ranked_treatments_first_in_natural_order():
     assert rank_labels(names, kinds).tolist() == [1, 0, pd.NA, 3, 2, 0]
 
 
+def test_a_label_of_blanks_is_none_and_signs_for_nothing_are_pointed_out(read, capsys):
+    sites = read([("a", "1", "A1", "1", "  "), ("a", "1", "A2", "1", "-"), ("a", "1", "A3", "1", "x")])
+    assert sites["sirna"].tolist() == [None, "-", "x"] and sites["sirna_id"].isna().tolist() == [True, False, False]
+    assert "WARNING: the column 'L' says '-' in the rows of 1 sites" in capsys.readouterr().out
+    read([("a", "1", "A1", "1", "x"), ("b", "1", "A01", "1", "y"), ("b", "1", "A0.5", "1", "1.05 uM")])
+    out = capsys.readouterr().out
+    assert "the column 'W' has 'A1', 'A01', which are taken for different ones" in out and "1.05" not in out
+
+
 def test_controls_are_named_by_value_or_by_a_column(read):
     rows = [("a", 1, "A", 1, "x"), ("a", 1, "B", 1, "DMSO"), ("a", 1, "C", 1, "taxol")]
     sites = read(rows, controls={"negative": ["DMSO"], "positive": ["taxol"]})

@@ -146,6 +146,9 @@ def test_a_parquet_table_is_read_as_text(tmp_path):
         check_cells(table, "a", table["a"] != "", "a number")
     with pytest.raises(ValueError, match="wells.parquet lacks the column 'e'. Expected a, e; found a, b, c, d"):
         read_table(path, ["a", "e"])
+    path.rename(tmp_path / "WELLS.PARQUET")
+    assert len(read_table(tmp_path / "WELLS.PARQUET", ["a"])) == 3
+    (tmp_path / "WELLS.PARQUET").rename(path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="wells.parquet cannot be read as a Parquet table"):
         read_table(path, ["a"])
