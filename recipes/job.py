@@ -112,6 +112,21 @@ def refusal_leaves_nothing(output):
         raise
 
 
+def source_of(args):
+    """What the command line says of the data: another job is one on other data, too."""
+    records = args.records if args.records is None or is_remote(args.records) else str(args.records.resolve())
+    data = None if args.data is None else str(args.data.resolve())
+    return {"data": data, "records": records, "label": getattr(args, "label", None)}
+
+
+def check_of_method(method, steps, perturb_after):
+    """Refuses options that the method does not have."""
+    if steps and method != "abra":
+        raise ValueError(f"--steps {steps} is of --method abra: {method} has no adversary.")
+    if perturb_after and method not in ("abra", "dsu"):
+        raise ValueError(f"--perturb-after is of --method abra and dsu: {method} perturbs nothing.")
+
+
 def finished(folder, resume, asked):
     """The metrics of a job that ended, if it is to be resumed; else None.
 

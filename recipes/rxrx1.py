@@ -35,6 +35,7 @@ from job import (
     add_mixed_precision,
     as_command,
     at_least_0,
+    check_of_method,
     check_on_nan,
     find_sites,
     finished,
@@ -46,6 +47,7 @@ from job import (
     predict,
     refusal_leaves_nothing,
     say_unlabelled,
+    source_of,
     write_results,
 )
 from methods import build_model, check_backbone, make_optimizer, mix_training, softmax_loss
@@ -104,6 +106,7 @@ REAL = ABRA | {
 }
 
 
+COUNTED = ("epochs", "image_size", "batch_size", "embedding_dim", "patience")  # from 1 on
 EMBEDDED_DATA = "embedded"
 DATA_HELP = "RxRx1 release or Kaggle folder, or `embedded` (default): the embedded screen"
 
@@ -119,11 +122,12 @@ def main(argv=None):
         settings["stages"] = args.perturb_after
     same = {"method": args.method, "mixed_precision": args.mixed_precision}
     asked = {"recipe": "rxrx1", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
-    asked |= same | settings
+    asked |= same | settings | source_of(args)
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
     check_on_nan(args.on_nan, args.method)
+    check_of_method(args.method, args.steps, args.perturb_after)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1", args.resume))
     keras.utils.set_random_seed(args.seed)
@@ -173,7 +177,7 @@ def main(argv=None):
         if split in labelled:
             metrics["splits"][split] = score(sites, logits)
     metrics |= {"channels": channel_names(read_manifest(records)), "kinds": [*kinds], "classes": names}
-    metrics["options"] = same | settings | {"on_nan": args.on_nan}
+    metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")
@@ -210,7 +214,9 @@ def parse(argv):
     parser.add_argument(
         "--backbone", help="tiny_resnet or a model of keras.applications (default: tiny_resnet, ResNet50 with --data)"
     )
-    parser.add_argument("--perturb-after", nargs="+", metavar="LAYER", help="needed for backbones other than these two")
+    parser.add_argument(
+        "--perturb-after", nargs="+", metavar="LAYER", help="of abra and dsu: needed for other backbones"
+    )
     parser.add_argument(
         "--normalize",
         choices=NORMALIZATIONS,
@@ -226,7 +232,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**31:
         parser.error(f"--seed must lie in [0, 2**31); received {args.seed}")
-    for name in ("epochs", "image_size", "batch_size"):
+    for name in COUNTED[:3]:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
     return args
@@ -246,6 +252,15 @@ def read_hparams(file, settings):
         ) from None
     if unknown := sorted(names - settings.keys()):
         raise ValueError(f"--hparams {file}: unknown settings {', '.join(unknown)}. Expected some of {[*settings]}.")
+    for name, value in found.items():
+        kinds = {type(table[name]) for table in (EMBEDDED, REAL)} | ({int} if name == "patience" else set())
+        expected = "a number" if float in kinds else "a whole number" if int in kinds else "a text"
+        good = isinstance(value, int | float if float in kinds else int if int in kinds else str)
+        good = good and not isinstance(value, bool) and not (name in COUNTED and value < 1)
+        if name == "stages":
+            expected, good = "a list of names of layers", isinstance(value, list)
+        if not good and not (value is None and type(None) in kinds):
+            raise ValueError(f"--hparams {file}: {name} must be {expected}; found {value!r}.")
     return found
 
 

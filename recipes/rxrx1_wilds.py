@@ -33,6 +33,7 @@ from job import (
     add_mixed_precision,
     as_command,
     at_least_0,
+    check_of_method,
     check_on_nan,
     find_sites,
     finished,
@@ -43,6 +44,7 @@ from job import (
     predict,
     refusal_leaves_nothing,
     say_unlabelled,
+    source_of,
     write_results,
 )
 from methods import build_model, check_backbone, make_backbone, make_schedule, softmax_loss
@@ -81,12 +83,13 @@ def main(argv=None):
     settings["weights"] = which_weights(args.weights, settings["backbone"])
     same = {"method": args.method, "mixed_precision": args.mixed_precision}
     asked = {"recipe": "rxrx1_wilds", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
-    asked |= same | settings
+    asked |= same | settings | source_of(args)
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
     check_weights(settings["backbone"], settings["weights"])
     check_on_nan(args.on_nan, args.method)
+    check_of_method(args.method, args.steps, args.perturb_after)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
     keras.utils.set_random_seed(args.seed)
@@ -145,7 +148,7 @@ def main(argv=None):
         "kinds": [*KINDS],
         "classes": names,
     }
-    metrics["options"] = same | settings | {"on_nan": args.on_nan}
+    metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)
     print_scores(metrics)
     print(f"Written to {output}")

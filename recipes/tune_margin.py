@@ -184,7 +184,8 @@ def claim_output(output, plan, resume):
     """Takes the output folder for this search, or refuses it, naming what differs."""
     file = output / "search.json"
     plan = json.loads(json.dumps(plan))
-    if not output.exists() or not any(output.iterdir()):
+    ours = {"search.json", "records.sha256", "records", "screen"}  # of a search that has not begun: other options
+    if not output.exists() or {path.name for path in output.iterdir()} <= ours:
         output.mkdir(parents=True, exist_ok=True)
         temporary = output / "search.json.tmp"
         temporary.write_text(json.dumps(plan, indent=2) + "\n")

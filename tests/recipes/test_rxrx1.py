@@ -128,10 +128,9 @@ def test_a_normalization_that_cannot_be_is_named(screen, tmp_path):
         job(*arguments, "--normalize", "plate", "--output", tmp_path / "lacking")
     assert not (tmp_path / "lacking" / "history.csv").exists()  # before anything is trained
     hparams = tmp_path / "hparams.json"
-    for value in ("well", ["plate"]):
-        hparams.write_text(json.dumps({"settings": {"normalize": value}}))
-        with pytest.raises(ValueError, match="Unknown normalization .* Expected one of image, experiment, plate"):
-            job(*arguments, "--hparams", hparams, "--output", tmp_path / str(value))
+    hparams.write_text(json.dumps({"settings": {"normalize": "well"}}))
+    with pytest.raises(ValueError, match="Unknown normalization .* Expected one of image, experiment, plate"):
+        job(*arguments, "--hparams", hparams, "--output", tmp_path / "well")
 
 
 @pytest.mark.any_backend
@@ -296,6 +295,52 @@ def test_a_finished_job_of_other_options_is_none_to_resume(tmp_path):
             rxrx1.main([*same, *more])
     with pytest.raises(ValueError, match="recipe 'rxrx1', now 'rxrx1_wilds'"):
         rxrx1_wilds.main(same)
+
+
+@pytest.mark.any_backend
+def test_a_finished_job_on_other_data_is_none_to_resume(tmp_path):
+    options = {"data": str((tmp_path / "a").resolve()), "records": None, "label": None}
+    (tmp_path / "metrics.json").write_text(json.dumps({"recipe": "rxrx1", "options": options}))
+    same = ["--output", str(tmp_path), "--resume", "--data", str(tmp_path / "a")]
+    assert rxrx1.main(same)["recipe"] == "rxrx1"
+    for more, message in {
+        ("--data", str(tmp_path / "b")): "data '.*a', now '.*b'",
+        ("--label", "compound"): "label None, now 'compound'",
+    }.items():
+        with pytest.raises(ValueError, match=f"holds another job, which ended: {message}"):
+            rxrx1.main([*same, *more])
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("recipe", [rxrx1, rxrx1_wilds])
+def test_options_of_other_methods_are_refused(recipe, tmp_path):
+    arguments = ["--backbone", "tiny_resnet", "--output", str(tmp_path / "out"), "--distribution", "none"]
+    with pytest.raises(ValueError, match="--steps 1 is of --method abra: dsu has no adversary"):
+        recipe.main([*arguments, "--method", "dsu", "--steps", "1"])
+    with pytest.raises(ValueError, match="--perturb-after is of --method abra and dsu: erm perturbs nothing"):
+        recipe.main([*arguments, "--method", "erm", "--perturb-after", "stem"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": "32"}, "batch_size must be a whole number; found '32'"),
+        ({"epochs": 0}, "epochs must be a whole number; found 0"),
+        ({"margin": True}, "margin must be a number; found True"),
+        ({"alignment": 1}, "alignment must be a text; found 1"),
+        ({"stages": "stem"}, "stages must be a list of names of layers; found 'stem'"),
+        ({"marginn": 0.1}, "unknown settings marginn"),
+    ],
+)
+def test_settings_of_a_file_are_checked(tmp_path, settings, message):
+    file = tmp_path / "best.json"
+    file.write_text(json.dumps({"settings": rxrx1.REAL | {"patience": 3, "stages": ["stem"], "margin": 0}}))
+    assert rxrx1.read_hparams(file, dict(rxrx1.EMBEDDED))["patience"] == 3
+    file.write_text(json.dumps({"settings": settings}))
+    with pytest.raises(ValueError, match=message):
+        rxrx1.read_hparams(file, dict(rxrx1.EMBEDDED))
 
 
 @pytest.mark.any_backend

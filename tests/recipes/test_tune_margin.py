@@ -97,6 +97,18 @@ def test_another_search_is_refused_by_what_differs(search, records, monkeypatch)
 
 
 @pytest.mark.any_backend
+def test_a_search_that_has_not_begun_binds_the_folder_to_nothing(tmp_path):
+    """The data were named wrongly, and now are not."""
+    with pytest.raises(ValueError, match="nowhere"):
+        tune("--data", tmp_path / "nowhere", *OPTIONS[:-1], tmp_path / "out")
+    tune_margin.claim_output(tmp_path / "out", {"data": "here"}, resume=False)
+    assert json.loads((tmp_path / "out" / "search.json").read_text()) == {"data": "here"}
+    (tmp_path / "out" / "trials").mkdir()
+    with pytest.raises(ValueError, match="holds another search: data 'here', now 'there'"):
+        tune_margin.claim_output(tmp_path / "out", {"data": "there"}, resume=False)
+
+
+@pytest.mark.any_backend
 def test_the_test_experiments_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         tune("--validation-split", "test")
