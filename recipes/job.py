@@ -184,9 +184,10 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
     validation = None
     if "val" not in splits:
-        print("No epoch can be chosen: val has no sites, or some without a label. The last epoch's weights are kept.")
+        print("No epoch can be chosen: val has no sites with a label. The last epoch's weights are kept.")
     else:
-        validation = label_alike(read_records(records, "val", **options), same["method"], model)
+        validation = read_records(records, "val", labelled_only=True, **options)
+        validation = label_alike(validation, same["method"], model)
         weights = output / "best.weights.h5"
         callbacks.append(
             keras.callbacks.ModelCheckpoint(weights, "val_accuracy", save_best_only=True, save_weights_only=True)
@@ -194,7 +195,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         if settings["patience"]:
             callbacks.append(keras.callbacks.EarlyStopping("val_accuracy", patience=settings["patience"], mode="max"))
     verbose, epochs = 1 if sys.stdout.isatty() else 2, settings["epochs"]
-    where = {"batch_size": options["batch_size"], "kinds": options["kinds"], "seed": seed}
+    where = {"batch_size": options["batch_size"], "kinds": options["kinds"], "seed": seed, "labelled_only": True}
 
     def sites_of(epoch, step):
         return f"Sites of that step: {', '.join(site_ids_of_step(records, 'train', epoch=epoch, step=step, **where))}"
@@ -236,10 +237,13 @@ def predict(model, records, split, options):
     return model.predict(images, verbose=0)[:sites]  # behind them: what fills the last batch up
 
 
-def say_unlabelled(splits, labelled):
-    for split in splits.keys() - labelled:
-        labels = splits[split]["label"]
-        print(f"Predicted, not scored: {split} has {labels.isna().sum()} of {len(labels)} sites without a label")
+def say_unlabelled(splits):
+    """Prints what is left out of training and scores, and gives the splits that have a label."""
+    for split, sites in splits.items():
+        if unknown := sites["label"].isna().sum():
+            what = "Not trained on" if split == "train" else "Predicted, not scored"
+            print(f"{what}: {unknown} of {len(sites)} sites of {split}, which have no label")
+    return [split for split, sites in splits.items() if sites["label"].notna().any()]
 
 
 def write_results(output, tables, metrics):

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from job import as_command, folder_or_url, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
-from scores import predictions_table, print_scores, score
+from scores import predictions_table, print_scores, score_labelled
 
 from keras_abra import ada_bn
 from tfrecords import class_names, list_sites, read_manifest, read_records
@@ -76,7 +76,7 @@ def main(argv=None):
         print(f"Predicted, not scored: {(~known).sum()} sites without a label among the model's classes")
     if not known.any():
         return None
-    scores = {"splits": {args.split: score(sites[known].reset_index(drop=True), logits[known.to_numpy()])}}
+    scores = {"splits": {args.split: score_labelled(sites, logits)}}
     print_scores(scores, f"{args.model}{' with AdaBN' if args.ada_bn else ''}")
     return scores
 

@@ -52,9 +52,17 @@ from job import (
 )
 from methods import build_model, check_backbone, make_optimizer, mix_training, softmax_loss
 from normalization import NORMALIZATIONS, normalization
-from scores import predictions_table, print_scores, score
+from scores import predictions_table, print_scores, score_labelled
 
-from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
+from tfrecords import (
+    build_records,
+    class_names,
+    keep_freed_memory,
+    list_sites,
+    read_manifest,
+    read_records,
+    write_screen,
+)
 from tfrecords.manifest import channel_names
 from tfrecords.screen_layout import layout
 
@@ -139,12 +147,13 @@ def main(argv=None):
         kinds = kinds_to_name(records)
         names = class_names(records, kinds)
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, kinds)) is not None}
-        labelled = [s for s, sites in splits.items() if sites["label"].notna().all()]
-        say_unlabelled(splits, labelled)
+        labelled = say_unlabelled({"train": list_sites(records, "train", kinds), **splits})
         options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
         normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], kinds))
         read = functools.partial(
-            read_records, records, "train", training=True, seed=args.seed, normalize=normalize("train"), **options
+            read_records,
+            *(records, "train"),
+            **{"training": True, "labelled_only": True, "seed": args.seed, "normalize": normalize("train"), **options},
         )
         options = distribution.evaluation(options)
         evaluated = {split: options | {"normalize": normalize(split)} for split in splits}
@@ -175,7 +184,7 @@ def main(argv=None):
         logits = predict(model, records, split, evaluated[split])
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
-            metrics["splits"][split] = score(sites, logits)
+            metrics["splits"][split] = score_labelled(sites, logits)
     metrics |= {"channels": channel_names(read_manifest(records)), "kinds": [*kinds], "classes": names}
     metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)

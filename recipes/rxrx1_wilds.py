@@ -49,7 +49,7 @@ from job import (
 )
 from methods import build_model, check_backbone, make_backbone, make_schedule, softmax_loss
 from rxrx1 import EMBEDDED, REAL, check_data, is_embedded
-from scores import predictions_table, print_scores, score
+from scores import predictions_table, print_scores, score_labelled
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
@@ -102,8 +102,7 @@ def main(argv=None):
         check_records(records, is_embedded(args))
         names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
-        labelled = [split for split, sites in splits.items() if sites["label"].notna().all()]
-        say_unlabelled(splits, labelled)
+        labelled = say_unlabelled(splits)
         options = {"batch_size": settings["batch_size"], "kinds": KINDS, "worker": distribution.worker}
         read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
         options = distribution.evaluation(options)
@@ -140,7 +139,7 @@ def main(argv=None):
                     "records (excluded.csv)."
                 )
         if split in labelled:
-            metrics["splits"][split] = score(sites, logits)
+            metrics["splits"][split] = score_labelled(sites, logits)
             metrics["wilds"][split] = wilds_metrics(metrics["splits"][split])
     metrics |= {
         "normalize": "image",

@@ -62,6 +62,12 @@ def score(sites, logits):
     return result
 
 
+def score_labelled(sites, logits):
+    """`score` of the sites that have a label."""
+    known = sites["label"].notna()
+    return score(sites[known].reset_index(drop=True), logits[known.to_numpy()])
+
+
 def embedding_quality(embeddings, labels):
     """Whether embeddings have collapsed.
 

@@ -76,7 +76,7 @@ class ScreenHyperModel(ABRAHyperModel):
     def read(self, split, **kwargs):
         size = self.settings_of_job["batch_size"]
         options = {"batch_size": size, "kinds": self.kinds, "cache": self.cache, "normalize": self.normalize(split)}
-        return read_records(self.records, split, **options, **kwargs)
+        return read_records(self.records, split, labelled_only=True, **options, **kwargs)
 
     def job(self, values):
         """All settings of the job that this trial is."""

@@ -109,3 +109,19 @@ def read_index(dest, manifest):
     index = pd.read_csv(path, dtype=_TYPES, keep_default_na=False,
                         na_values={"sirna": [""], "sirna_id": [""], "label": [""]})  # fmt: skip
     return index.sort_values(["shard", "record"], ignore_index=True)
+
+
+def keep_labelled(sites, split):
+    """The sites that have a label.
+
+    Args:
+        sites: table of `list_sites`.
+        split: its name.
+
+    Raises:
+        ValueError: if none has.
+    """
+    known = sites[sites["label"].notna()].reset_index(drop=True)
+    if known.empty:
+        raise ValueError(f"None of the {len(sites)} sites of the split {split!r} has a label.")
+    return known

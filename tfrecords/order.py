@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tfrecords.composition import random_batches
-from tfrecords.listing import list_sites
+from tfrecords.listing import keep_labelled, list_sites
 
 
 def site_ids_of_step(
@@ -17,14 +17,16 @@ def site_ids_of_step(
     seed=0,
     batches=None,
     experiments=None,
+    labelled_only=False,
     drop_remainder=None,
     pad=False,
 ):
     """Names the sites of one training step, say of the one whose loss was not finite. No image is read for it.
 
     Args:
-        dest, split, batch_size, kinds, seed, batches, experiments, drop_remainder, pad: as `read_records` was given
-            them with `training=True`. With several workers, a batch here is that of all of them together.
+        dest, split, batch_size, kinds, seed, batches, experiments, labelled_only, drop_remainder, pad: as
+            `read_records` was given them with `training=True`. With several workers, a batch here is that of all of
+            them together.
         epoch: pass over the data, from 0, counted on from `first_epoch`.
         step: batch inside the epoch, from 0.
 
@@ -36,6 +38,7 @@ def site_ids_of_step(
         ValueError: if an epoch has no such step.
     """
     sites = list_sites(dest, split, kinds, experiments)
+    sites = keep_labelled(sites, split) if labelled_only else sites
     drop = not pad if drop_remainder is None else drop_remainder
     plan = (batches or random_batches())(sites, batch_size, shuffle=True, drop=drop)
     if not 0 <= step < plan.steps or epoch < 0:

@@ -10,7 +10,7 @@ from tfrecords.cache import cached_images
 from tfrecords.composition import random_batches
 from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.image_batches import image_batches
-from tfrecords.listing import fetch_shards, list_sites
+from tfrecords.listing import fetch_shards, keep_labelled, list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
@@ -28,6 +28,7 @@ def read_records(
     batch_size,
     kinds=("treatment",),
     experiments=None,
+    labelled_only=False,
     training=False,
     seed=0,
     first_epoch=0,
@@ -59,6 +60,7 @@ def read_records(
         batch_size: sites in a batch; the global one where a `tf.distribute` strategy or `worker` divides it.
         kinds: `("treatment",)` (default), `("control",)` or both.
         experiments: names of some of the split's experiments. Default: all.
+        labelled_only: leave out sites without a label. Default: they are an error, but with `metadata`.
         training: shuffle and augment.
         seed: integer, 0 or more, of order and augmentation.
         first_epoch: epoch of the first pass, for a run that continues. A pass counts once its last batch was given: a
@@ -109,6 +111,7 @@ def read_records(
     folder = local_folder(dest)
     manifest = read_manifest(folder)
     sites = list_sites(folder, split, kinds, experiments, check=False)
+    sites = keep_labelled(sites, split) if labelled_only else sites
     check_options(batch_size, seed, first_epoch, dtype, first_step, worker)
     _check_sites(split, sites, manifest, experiment_ids, metadata)
     if drop_remainder is None:
@@ -244,7 +247,8 @@ def _check_sites(split, sites, manifest, experiment_ids, metadata):
         raise ValueError(
             f"{unknown} of the {len(sites)} sites of the split {split!r} have no label (first: "
             f"{sites.loc[sites['label'].isna(), 'site_id'].iloc[0]!r}). They can be predicted, not trained on or "
-            "scored: pass metadata=True, or build from tables that hold the labels."
+            "scored: pass labelled_only=True to leave them out, metadata=True to predict them, or build from tables "
+            "that hold the labels."
         )
     strange = sorted(set(sites["experiment"]) - set(manifest["experiments"]["train"]))
     if experiment_ids and strange:

@@ -190,6 +190,25 @@ def test_kaggle_sites_without_a_label_are_predicted_and_not_scored(screen, tmp_p
     assert set(metrics["splits"]) == {"id_test"} and set(predictions["split"]) == {"id_test", "val", "test"}
 
 
+@pytest.mark.any_backend
+def test_sites_without_a_label_are_left_out_of_training_choice_and_scores(screen, tmp_path, capsys):
+    shutil.copytree(screen, tmp_path / "screen")
+    table = pd.read_csv(tmp_path / "screen" / "metadata.csv", dtype=str, keep_default_na=False)
+    wells = [rows["well_id"].iloc[0] for _, rows in table[table["well_type"] == "treatment"].groupby("dataset")]
+    table.loc[table["well_id"].isin(wells), ["sirna", "sirna_id"]] = ""
+    table.to_csv(tmp_path / "screen" / "metadata.csv", index=False)
+    job("--data", tmp_path / "screen", "--output", tmp_path / "out", "--method", "erm", *OPTIONS)
+    said = capsys.readouterr().out
+    assert "Not trained on: 1 of 16 sites of train, which have no label" in said
+    assert "Predicted, not scored: 2 of 32 sites of val, which have no label" in said
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())["splits"]
+    predictions = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert {name: (split["count"], (predictions["split"] == name).sum()) for name, split in scores.items()} == {
+        "id_test": (15, 16), "val": (30, 32), "test": (30, 32)
+    }  # fmt: skip
+    assert "val_accuracy" in pd.read_csv(tmp_path / "out" / "history.csv")
+
+
 def data_file(folder, name):
     folder.mkdir(exist_ok=True)
     return folder / name

@@ -19,6 +19,7 @@ from tfrecords.describe import describe_records
 from tfrecords.images import scale_to_bytes
 from tfrecords.listing import list_sites
 from tfrecords.manifest import class_names, read_manifest
+from tfrecords.order import site_ids_of_step
 from tfrecords.own_screen import read_screen
 from tfrecords.read import read_records
 from tfrecords.repair import repair_records
@@ -143,8 +144,15 @@ def test_labels_of_any_text_have_numbers_and_names_and_unknown_ones_are_left_ope
     names = dict(zip(WELLS, [2, 0, 1, -1], strict=True))
     for label, well in zip(labels.numpy(), metadata["well"].numpy(), strict=True):
         assert label == names[well.decode()]
-    with pytest.raises(ValueError, match="2 of the 6 sites of the split 'train' have no label"):
+    with pytest.raises(ValueError, match="2 of the 6 sites of the split 'train' have no label .*labelled_only=True"):
         read_records(dest, "train", batch_size=2)
+    options = {"batch_size": 2, "labelled_only": True, "seed": 3}
+    data = read_records(dest, "train", training=True, augment=None, metadata=True, **options)
+    for step, (_, labels, metadata) in enumerate(data):
+        assert (labels.numpy() >= 0).all()
+        named = site_ids_of_step(dest, "train", epoch=0, step=step, **options)
+        assert named == [site_id.decode() for site_id in metadata["site_id"].numpy()]
+    assert step == 1
 
 
 def test_a_description_in_a_file_and_one_on_the_command_line_build_the_same(own, tmp_path, capsys):
