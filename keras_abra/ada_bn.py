@@ -79,7 +79,7 @@ class _Measured(backend.Replicated, keras.Model):
     """Images to the batch statistics of every batch normalization, `(1, channels)` each, and the number of images."""
 
     def __init__(self, model):
-        super().__init__(name="measured")
+        super().__init__(name="measured", autocast=False)
         abra = isinstance(model, ABRAModel)
         parts = [model.backbone, model.pooling, model.neck] if abra else [model]
         self.unpack = (lambda x: model.unpack_inputs(x)[0]) if abra else (lambda x: x)

@@ -39,6 +39,7 @@ def check_same_run(stored, now, folder, rate=None):
     Raises:
         ValueError: naming the first differences.
     """
+    now = {name: value for name, value in now.items() if name in stored}  # what older checkpoints do not say
     moved = [_moved(stored, now, rate, inner) for inner in ("", "inner_optimizer config ")] if rate is not None else []
     differences = [d for d in _differences(stored, now, "") if d not in moved]
     if differences:

@@ -30,7 +30,16 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from ladder_methods import ABLATION, METHODS, lacks, method_settings, read_tuned, split_rate, trial_settings
+from ladder_methods import (
+    ABLATION,
+    METHODS,
+    lacks,
+    method_settings,
+    read_tuned,
+    split_rate,
+    trial_settings,
+    was_offered,
+)
 from ladder_rates import at_rates, choose_rates, rates_section
 from ladder_report import describe_commit, write_report
 from ladder_screens import CELL_TYPES
@@ -260,22 +269,27 @@ def tune(plan, args):
         scores = [-1.0 if r["diverged"] else r["splits"]["val"]["accuracy"] for r in found]
         best[method] = cells[scores.index(max(scores))]["settings"]
     file = args.output / "tuned.json"
-    before = read_before(file, chosen_alike)
+    before = read_before(file, chosen_alike, **plan.get("common", {}))
     write_json(file, chosen_alike | {"backend": keras.backend.backend(), "settings": before | best})
     return best
 
 
-def read_before(file, chosen_alike):
+def read_before(file, chosen_alike, **changes):
     """Settings that a run before chose in the same way in this folder, for other methods maybe."""
     if not file.is_file():
         return {}
     found = json.loads(file.read_text())
     same = all(found.get(name) == value for name, value in chosen_alike.items())
-    return found["settings"] if same and found.get("backend") == keras.backend.backend() else {}
+    if not same or found.get("backend") != keras.backend.backend():
+        return {}
+    kept = found["settings"].items()
+    return {m: settings for m, settings in kept if was_offered(m, settings, chosen_alike["trials"], **changes)}
 
 
 def make_cell(method, settings, screen, seed, plan, splits):
+    grouped = settings.get("normalize", "image") != "image"  # once, of each split's own images alone: other cells
     return {
+        **({"statistics": "of all splits"} if grouped else {}),
         "method": method,
         "settings": settings,
         "screen": screen,

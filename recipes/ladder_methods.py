@@ -241,4 +241,11 @@ def read_tuned(file, methods, chosen_alike, **changes):
         fixed = {name for name in own if name not in SPACES and settings.get(name) != own[name]}
         if changed := sorted(fixed | (own.keys() ^ settings.keys())):
             raise ValueError(f"{file}: {method} is another method here: it differs in {', '.join(changed)}.")
+        if not was_offered(method, settings, chosen_alike["trials"], **changes):
+            raise ValueError(f"{file}: the settings of {method} are none of its trials here. Leave it out of the file.")
     return best
+
+
+def was_offered(method, settings, trials, **changes):
+    """Whether these settings are those of one of the method's trials."""
+    return settings in [trial_settings(method, i, **changes) for i in range(trials)]

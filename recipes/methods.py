@@ -89,9 +89,9 @@ def softmax_loss(method):
     return {"loss": losses[method](from_logits=True)} if method in losses else {}
 
 
-def mix_training(data, method, classes, seed):
+def mix_training(data, method, classes, seed, alpha):
     """The batches that a method is trained on: with CutMix anew in each step, and with soft labels."""
-    return mix_batches(data, cutmix, classes, seed) if method == "cutmix" else data
+    return mix_batches(data, cutmix, classes, seed, alpha=alpha) if method == "cutmix" else data
 
 
 def label_alike(data, method, model):

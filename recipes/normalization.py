@@ -1,6 +1,9 @@
 """What the images of a job are standardized by."""
 
+import functools
+
 from tfrecords import channel_statistics, list_sites, read_manifest, standardize
+from tfrecords.manifest import MANIFEST
 from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
 
@@ -27,7 +30,8 @@ def normalization(records, split, kind, kinds=("treatment",)):
     if kind == "image":
         return standardize
     try:
-        statistics = channel_statistics(records, _of_same_experiments(records, split), **BY_GROUP[kind])
+        manifest = (local_folder(records) / MANIFEST).read_bytes()
+        statistics = _statistics(records, manifest, _of_same_experiments(records, split), kind)
         normalizer(statistics, list_sites(records, split, kinds))  # now, and not after hours of training
     except ValueError as error:
         raise ValueError(
@@ -37,7 +41,12 @@ def normalization(records, split, kind, kinds=("treatment",)):
     return statistics
 
 
+@functools.lru_cache(maxsize=4)  # splits of the same experiments have the same
+def _statistics(records, manifest, splits, kind):
+    return channel_statistics(records, splits, **BY_GROUP[kind])
+
+
 def _of_same_experiments(records, split):
     """The split, and others that have some of its experiments."""
     experiments = read_manifest(local_folder(records))["experiments"]
-    return [name for name, found in experiments.items() if {*found} & {*experiments[split]}]
+    return tuple(name for name, found in experiments.items() if {*found} & {*experiments[split]})

@@ -74,6 +74,7 @@ ABRA = {
     "step_size": 0.5,
     "alignment": "symmetric_kl",
     "alignment_weight": 1.0,
+    "cutmix_alpha": 1.0,  # of the Beta distribution of the boxes' area, as published
     "normalize": "image",
     "patience": None,  # epochs without a better accuracy on val after which training ends
 }
@@ -161,7 +162,7 @@ def main(argv=None):
         shape = tuple(read_manifest(records)["image_shape"])
 
     def read_train(**start):
-        return mix_training(read(**start), args.method, len(names), args.seed)
+        return mix_training(read(**start), args.method, len(names), args.seed, settings["cutmix_alpha"])
 
     print(
         f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}",

@@ -187,6 +187,7 @@ def claim_output(output, plan, resume):
     ours = {"search.json", "records.sha256", "records", "screen"}  # of a search that has not begun: other options
     if not output.exists() or {path.name for path in output.iterdir()} <= ours:
         output.mkdir(parents=True, exist_ok=True)
+        (output / "records.sha256").unlink(missing_ok=True)
         temporary = output / "search.json.tmp"
         temporary.write_text(json.dumps(plan, indent=2) + "\n")
         temporary.replace(file)

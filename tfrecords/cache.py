@@ -1,6 +1,5 @@
 """Keeps decoded pixels: in memory, or in a file of fixed-size records."""
 
-import contextlib
 import hashlib
 import weakref
 from pathlib import Path
@@ -10,7 +9,7 @@ import tensorflow as tf
 
 from tfrecords.frames import FOOTER, HEADER, frame
 from tfrecords.image_batches import Source, image_batches
-from tfrecords.locks import lock_file
+from tfrecords.locks import lock
 from tfrecords.manifest import MANIFEST
 from tfrecords.progress import progress_bar
 from tfrecords.record_images import record_at
@@ -57,9 +56,10 @@ def cached_images(source, dest, sites, share, cache):
     size = length * (share.stop - share.start)
     if not _is_whole(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(lock_file(path.with_suffix(".lock"))):  # others wait, and find it
+        with open(path.with_suffix(".lock"), "a") as file:
+            alone = lock(file)  # others wait, and find it
             if not _is_whole(path, size):
-                _fill(path, source, share)
+                _fill(path, source, share, alone)
     return _in_file(str(path), length, source, share.start)
 
 
@@ -67,8 +67,8 @@ def _is_whole(path, size):
     return path.is_file() and path.stat().st_size == size
 
 
-def _fill(path, source, share):
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by processes that were killed
+def _fill(path, source, share, alone):
+    for left in path.parent.glob(f".{path.name}.*.tmp") if alone else ():  # by processes that were killed
         left.unlink(missing_ok=True)
     with open_whole(path) as file:
         for _, images in _all(source, share):

@@ -133,7 +133,7 @@ def hold(dest):
     """
     marker = Path(dest) / UNFINISHED
     with open(marker, "a+b", buffering=0) as file:
-        if HAS_LOCKS and not (lock(file, wait=False) and _is_at(file, marker)):
+        if HAS_LOCKS and not (lock(file, wait=False) is not False and _is_at(file, marker)):
             raise ValueError(
                 f"The output folder {str(dest)!r} is in use: another build is writing into it. "
                 "Wait for its end, or name another folder."

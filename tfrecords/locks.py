@@ -12,7 +12,7 @@ _NOT_HERE = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def lock(file, shared=False, wait=True):
-    """Locks an open file until it is closed. Where the system has no locks, or the file system has none, all get it.
+    """Locks an open file until it is closed.
 
     Args:
         file: open file, of which `name` is its path.
@@ -20,10 +20,10 @@ def lock(file, shared=False, wait=True):
         wait: whether to wait while another process holds it.
 
     Returns:
-        Whether it is ours.
+        Whether it is ours; None where the system or the file system has no locks (the latter is said).
     """
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -35,13 +35,16 @@ def lock(file, shared=False, wait=True):
             f"WARNING: the file system of {file.name} has no locks ({error.strerror}). Nothing keeps two processes "
             "from writing there at the same time: start one alone."
         )
+        return None
     return True
 
 
-def lock_file(path, shared=False, wait=True):
-    """An open file that is locked until it is closed, or None if another process holds it and `wait` is false."""
+def lock_file(path, shared=False, wait=True, sure=False):
+    """An open file that is locked until it is closed; None if another process holds it and `wait` is false, or, with
+    `sure`, where there are no locks."""
     file = open(path, "a")
-    if lock(file, shared, wait):
+    found = lock(file, shared, wait)
+    if found or (found is None and not sure):
         return file
     file.close()
     return None

@@ -158,7 +158,7 @@ def _make_room(cache, key, url, needed):
     for path in sorted(others, key=lambda path: path.stat().st_mtime):
         if room >= needed or not HAS_LOCKS:  # on Windows two processes may fetch the same file: nothing is cleared
             break
-        held = lock_file(path, wait=False)
+        held = lock_file(path, wait=False, sure=True)
         if held is not None:
             with contextlib.closing(held):
                 room += _size(cache / path.stem)

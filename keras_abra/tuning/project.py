@@ -44,15 +44,19 @@ def repair_project(folder):
 
 
 def _end_what_ended(folder, state):
-    """Takes a trial that is complete from those that run: KerasTuner notes its end a moment after it, or, with workers,
-    with the next trial's."""
+    """Takes trials that ended from those that run: KerasTuner notes an end a moment after it, or, with workers, with
+    the next trial's."""
     running = state["ongoing_trials"]
     trials = {name: _read(folder / f"trial_{trial_id}" / "trial.json") or {} for name, trial_id in running.items()}
-    complete = [name for name, trial in trials.items() if trial.get("status") == "COMPLETED"]
-    for name in complete:
+    ended = [
+        name
+        for name, trial in trials.items()
+        if running[name] in state["end_order"] or trial.get("status") in ("COMPLETED", "FAILED")
+    ]
+    for name in ended:
         trial_id = running.pop(name)
         state["end_order"] += [] if trial_id in state["end_order"] else [trial_id]
-    if complete:
+    if ended:
         temporary = folder / "oracle.json.tmp"
         temporary.write_text(json.dumps(state))
         os.replace(temporary, folder / "oracle.json")

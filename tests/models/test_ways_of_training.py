@@ -219,6 +219,8 @@ def test_images_come_to_the_backbone_as_they_are_given(policy):
         np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
         embedder = keras.Model(image, model.neck(pooled))
         found, rows = model.embed(x, verbose=0), embedder.predict(x, verbose=0).astype("float32")
+        with ada_bn(model, x):
+            assert np.isfinite(model.predict(x, verbose=0)).all()
         np.testing.assert_allclose(found, rows / np.linalg.norm(rows, axis=1, keepdims=True), rtol=0.02, atol=2e-3)
 
 

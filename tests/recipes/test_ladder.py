@@ -157,12 +157,17 @@ def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch
         (lambda tuned: tuned.update(trials=7), (), "other trials than this run makes"),
         (lambda tuned: None, ("--normalize", "plate"), "erm is another method here: it differs in normalize"),
         (lambda tuned: tuned["settings"]["erm"].pop("width"), (), "differs in width"),
+        (
+            lambda tuned: tuned["settings"]["erm"].update(learning_rate=0.3),
+            (),
+            "the settings of erm are none of its trials",
+        ),
         (lambda tuned: tuned["settings"]["erm"].update(radius=1.0), (), "differs in radius"),
     ],
 )
 def test_settings_that_were_chosen_otherwise_are_refused(tmp_path, change, arguments, message):
     screen = SCREEN | {"seed": ladder.DEVELOPMENT}
-    tuned = {"trials": 8, "screen": screen, "settings": {"erm": method_settings("erm", learning_rate=0.02)}}
+    tuned = {"trials": 8, "screen": screen, "settings": {"erm": trial_settings("erm", 3)}}
     change(tuned)
     (tmp_path / "tuned.json").write_text(json.dumps(tuned))
     with pytest.raises(ValueError, match=message):
@@ -423,8 +428,9 @@ def test_an_unknown_method_is_named_and_no_folder_made(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_backend_is_part_of_a_cell():
+def test_the_backend_is_part_of_a_cell_and_how_groups_are_measured():
     assert cell("erm")["backend"] == keras.backend.backend()
+    assert "statistics" not in cell("erm") and cell("normalize_plate")["statistics"] == "of all splits"
 
 
 def test_what_a_name_says_is_not_searched():

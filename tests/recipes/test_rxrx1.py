@@ -349,6 +349,7 @@ def test_options_of_other_methods_are_refused(recipe, tmp_path):
         ({"epochs": 0}, "epochs must be a whole number; found 0"),
         ({"margin": True}, "margin must be a number; found True"),
         ({"alignment": 1}, "alignment must be a text; found 1"),
+        ({"cutmix_alpha": "1"}, "cutmix_alpha must be a number; found '1'"),
         ({"stages": "stem"}, "stages must be a list of names of layers; found 'stem'"),
         ({"marginn": 0.1}, "unknown settings marginn"),
     ],

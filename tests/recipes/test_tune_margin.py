@@ -101,7 +101,9 @@ def test_a_search_that_has_not_begun_binds_the_folder_to_nothing(tmp_path):
     """The data were named wrongly, and now are not."""
     with pytest.raises(ValueError, match="nowhere"):
         tune("--data", tmp_path / "nowhere", *OPTIONS[:-1], tmp_path / "out")
+    (tmp_path / "out" / "records.sha256").write_text("of other records")
     tune_margin.claim_output(tmp_path / "out", {"data": "here"}, resume=False)
+    assert not (tmp_path / "out" / "records.sha256").exists()
     assert json.loads((tmp_path / "out" / "search.json").read_text()) == {"data": "here"}
     (tmp_path / "out" / "trials").mkdir()
     with pytest.raises(ValueError, match="holds another search: data 'here', now 'there'"):

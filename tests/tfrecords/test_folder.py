@@ -4,6 +4,7 @@ import os
 import pytest
 
 from tfrecords.folder import claim, finish, is_finished
+from tfrecords.locks import lock_file
 from tfrecords.manifest import SCHEMA, hash_bytes
 
 OPTIONS = {"seed": 0, "plan": "a"}
@@ -129,6 +130,7 @@ def test_a_file_system_without_locks_is_said_and_other_errors_name_the_file(
     if gone_on:
         with claim(tmp_path, OPTIONS, SHARDS) as finished:
             assert not finished
+        assert lock_file(tmp_path / "lock") and lock_file(tmp_path / "lock", wait=False, sure=True) is None
         assert f"WARNING: the file system of {tmp_path}" in capsys.readouterr().out
     else:
         with pytest.raises(OSError, match=f"{tmp_path}.* cannot be locked"), claim(tmp_path, OPTIONS, SHARDS):

@@ -393,11 +393,11 @@ def test_a_grid_search_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.any_backend
-def test_a_trial_that_is_complete_is_not_run_again(tmp_path):
+def test_a_trial_that_ended_is_not_run_again(tmp_path):
     """A chief's state names it among those that run until the next trial ends."""
     state = {"start_order": ["0", "1"], "end_order": ["0"], "ongoing_trials": {"a": "0", "b": "1"}}
     (tmp_path / "oracle.json").write_text(json.dumps(state))
-    for trial_id, status in (("0", "COMPLETED"), ("1", "RUNNING")):
+    for trial_id, status in (("0", "FAILED"), ("1", "RUNNING")):
         (tmp_path / f"trial_{trial_id}").mkdir()
         (tmp_path / f"trial_{trial_id}" / "trial.json").write_text(json.dumps({"status": status}))
     assert repair_project(tmp_path) == ["1"]
