@@ -61,7 +61,7 @@ class NaiveABRA(ABRAModel):
         losses = {"loss": loss, "clean_loss": clean_loss, "perturbed_loss": perturbed_loss, "alignment": divergence}
         losses = {name: value.detach() for name, value in losses.items()}
         losses["gain"] = losses["perturbed_loss"] - losses["clean_loss"]
-        return StepResult(gradients, state, losses, logits.detach())
+        return StepResult(gradients, state, losses, logits.detach(), loss_scale=1.0)
 
 
 class AdvBN(NaiveABRA):
