@@ -174,7 +174,7 @@ def method_settings(method, **changes):
     return COMMON | known[base] | changes
 
 
-def lacks(settings, train, cell_types, controls=True):
+def lacks(settings, train, cell_types, controls):
     """What a screen lacks for a method, as a few words; empty if nothing.
 
     Args:

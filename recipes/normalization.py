@@ -41,7 +41,7 @@ def normalization(records, split, kind, kinds=("treatment",)):
     return statistics
 
 
-@functools.lru_cache(maxsize=4)  # splits of the same experiments have the same
+@functools.lru_cache(maxsize=4)  # splits of the same experiments have the same; records built anew another manifest
 def _statistics(records, manifest, splits, kind):
     return channel_statistics(records, splits, **BY_GROUP[kind])
 

@@ -152,9 +152,12 @@ def main(argv=None):
         options = {"batch_size": settings["batch_size"], "kinds": kinds, "worker": distribution.worker}
         normalize = functools.cache(lambda split: normalization(records, split, settings["normalize"], kinds))
         read = functools.partial(
-            read_records,
-            *(records, "train"),
-            **{"training": True, "labelled_only": True, "seed": args.seed, "normalize": normalize("train"), **options},
+            *(read_records, records, "train"),
+            training=True,
+            labelled_only=True,
+            seed=args.seed,
+            normalize=normalize("train"),
+            **options,
         )
         options = distribution.evaluation(options)
         evaluated = {split: options | {"normalize": normalize(split)} for split in splits}
