@@ -76,3 +76,15 @@ class Passes:
         """Notes that the last batch of `epoch` was handed out. Gives the operation, for a control dependency."""
         following = tf.maximum(self.begin(), epoch + 1)
         return self._table.insert(tf.constant(0, tf.int64), following)
+
+
+def handed_out_when_asked():
+    """Options of a dataset of counted `Passes`: a batch is handed out when it is asked for, none ahead of it.
+
+    What TensorFlow would add by itself is switched off: a prefetch at the end, and threads for a later `map`.
+    """
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_optimization.inject_prefetch = False
+    options.experimental_optimization.map_parallelization = False
+    return options

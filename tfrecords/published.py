@@ -11,7 +11,7 @@ from tfrecords import preprocess
 from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.frames import FOOTER, HEADER
 from tfrecords.normalize import normalizer
-from tfrecords.order import Passes
+from tfrecords.order import Passes, handed_out_when_asked
 from tfrecords.read import check_options
 from tfrecords.remote import is_remote
 from tfrecords.splits import VAL_EXPERIMENTS
@@ -124,10 +124,7 @@ def read_published(
     if count is not None:
         steps = count // batch_size if training else -(-count // batch_size)
         data = data.apply(tf.data.experimental.assert_cardinality(steps))
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    options.experimental_optimization.inject_prefetch = False
-    return data.with_options(options)
+    return data.with_options(handed_out_when_asked())
 
 
 def published_files(folder, split):

@@ -14,7 +14,7 @@ from tfrecords.listing import fetch_shards, keep_labelled, list_sites
 from tfrecords.manifest import read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
-from tfrecords.order import Passes
+from tfrecords.order import Passes, handed_out_when_asked
 from tfrecords.record_images import record_images
 from tfrecords.views import go_one_by_one, make_views, view_one
 
@@ -50,8 +50,9 @@ def read_records(
     In training, each pass over the returned dataset shuffles all sites anew; the order is a function of `seed` and
     epoch only, so a resumed run sees what an unbroken one would have seen, and `site_ids_of_step` can name the sites
     of a step. A pass that is broken off before its last batch is not counted: the next one repeats its order. (Keras
-    looks at a first batch in this way. A `tf.distribute` strategy then fetches some more ahead, so that an epoch of
-    fewer than about five steps may be used up by it.) Without training, the order is that of `list_sites`.
+    looks at a first batch in this way. What fetches more ahead then, a `tf.distribute` strategy or a parallel `map` or
+    `prefetch` behind this dataset, may use up an epoch of few steps by it.) Without training, the order is that of
+    `list_sites`.
 
     Args:
         dest: folder of records, or URL of one (`gs://`, `s3://`, `az://`, `https://`), whose shards are fetched first,
@@ -196,9 +197,7 @@ def read_records(
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset = dataset.enumerate(first_step).map(hand_out)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    options.experimental_optimization.inject_prefetch = False
+    options = handed_out_when_asked()
     # TensorFlow fails to fuse a look into a table with the batches.
     options.experimental_optimization.map_and_batch_fusion = cache != "memory"
     if singly:
