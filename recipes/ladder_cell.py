@@ -9,7 +9,7 @@ from contenders.batch_statistics import predict_by_group, with_batch_statistics
 from contenders.typical_variation import nearest_class, typical_variation
 from converge import Converge
 from ladder_contenders import build_contender, more_compute, takes_experiments
-from ladder_screens import screen_records, split_images, training_data
+from ladder_screens import groups_together, screen_records, split_images, training_data
 from scores import embedding_quality, score
 
 from keras_abra import NonFiniteLossError
@@ -52,7 +52,7 @@ def run_cell(cell, screens):
     def predict(split):
         sites, pixels = images[split]
         if settings.get("batch_statistics"):
-            return predict_by_group(adaptive, pixels, sites["experiment"])
+            return predict_by_group(adaptive, pixels, groups_together(sites, settings))
         return logits.predict(pixels, batch_size=128, verbose=0)
 
     def accuracy():
@@ -94,7 +94,7 @@ def _embedder(network, settings):
     if not settings.get("batch_statistics"):
         return lambda sites, pixels: model.predict(pixels, batch_size=128, verbose=0)
     adaptive = with_batch_statistics(model)
-    return lambda sites, pixels: predict_by_group(adaptive, pixels, sites["experiment"])
+    return lambda sites, pixels: predict_by_group(adaptive, pixels, groups_together(sites, settings))
 
 
 def _test_time(records, settings, embed, adaptive, test, classes):
@@ -107,7 +107,7 @@ def _test_time(records, settings, embed, adaptive, test, classes):
         negative = (found["well_type"] == "negative_control").to_numpy()
         parts.append((found[negative], images[negative]))
     rows = np.concatenate([embed(*part) for part in parts])
-    joint = rows  # with batch statistics, of an experiment's treatments and controls in one batch
+    joint = rows  # with batch statistics, of a group's treatments and controls in one batch
     if controls and settings.get("batch_statistics"):
         joint = _embed_together(embed, parts)
     counts = np.cumsum([len(found) for found, _ in parts])

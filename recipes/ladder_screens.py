@@ -80,6 +80,7 @@ def training_data(records, settings, seed, classes, experiments):
     batches = {
         "random": lambda: None,
         "experiment": lambda: batches_within("experiment"),
+        "plate": lambda: batches_within("plate"),
         "experiments": lambda: batches_of_experiments(TOGETHER),
     }[settings["batches"]]()
     data = read_records(
@@ -89,6 +90,7 @@ def training_data(records, settings, seed, classes, experiments):
         training=True,
         seed=seed,
         batches=batches,
+        drop_remainder=settings["batches"] != "plate",  # a plate has fewer sites than a mini-batch
         augment={"wilds": augment, "gain_and_bias": (augment, gain_and_bias), "none": None}[settings["augment"]],
         normalize=normalization(records, "train", settings["normalize"]),
         experiment_ids=experiments,
@@ -98,6 +100,12 @@ def training_data(records, settings, seed, classes, experiments):
         return data
     mix = {"mixup": mixup, "cutmix": cutmix}[settings["mix"]]
     return mix_batches(data, mix, classes, seed, alpha=settings["alpha"])
+
+
+def groups_together(sites, settings):
+    """The group of each site, whose images a method with batch statistics takes together."""
+    experiments = sites["experiment"].astype(str)
+    return experiments + "-" + sites["plate"].astype(str) if settings["batches"] == "plate" else experiments
 
 
 def split_images(records, split, settings, kinds=("treatment",)):

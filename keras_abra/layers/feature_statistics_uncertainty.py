@@ -62,7 +62,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         steps: K >= 0, ascent steps of `ABRAModel`'s search: 1 or more is the adversary, the worst case within the
             radius; 0 keeps the random draw. The layer by itself takes none. With f the share of the network's compute
             behind the first perturbed stage, K = 0 and K = 1 cost a step 1 + f, each further step 2f/3. Default 0: on
-            no cellular screen was the worst case better than the random one (recipes/results/).
+            no cellular screen could the worst case be told better than the random one (recipes/results/).
         step_size: eta >= 0, length of an ascent step in radii. From noise, a step of 0.5 leaves the perturbation mostly
             the random one; from 2 on the slope decides. Default 0.5.
         start: where the search starts: `"noise"` (default), a random perturbation of the whole radius, or `"zero"`, so

@@ -16,7 +16,7 @@ def predict_by_group(network, images, groups):
     With experiments as groups this is AdaBN (Li et al., "Revisiting Batch Normalization For Practical Domain
     Adaptation", ICLR Workshop 2017), re-estimated on all of an experiment, and the test time of BEN (Lin & Lu, bioRxiv
     2022.10.14.512286), whose training takes batches of one experiment, `tfrecords.batches_within("experiment")` (their
-    code: of one plate, which here has fewer sites than a batch). It uses no labels, but an experiment's images
+    code: of one plate; so the Kaggle competition's fifth). It uses no labels, but an experiment's images
     together: transductive, to be reported apart.
 
     Args:
