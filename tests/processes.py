@@ -1,6 +1,8 @@
 """Several processes on this machine that train together, for tests: no network but loopback."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -32,13 +34,16 @@ def xla_flags(devices=None):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+    """One that the system gives to nobody who asks for any: it is bound only seconds later."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 50):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("localhost", port))
+            return port
+    raise OSError("50 ports between 20000 and 32000 are all in use.")
 
 
 def run_together(commands, cwd=ROOT, patience=PATIENCE, **variables):
-    """Runs one command for each process and waits; the texts each has printed. Ends all as soon as one fails."""
+    """Runs one command for each process and waits; the texts each has printed. Ends all a minute after one fails."""
     port = free_port()
     outputs = [tempfile.TemporaryFile("w+") for _ in commands]
     children = [
@@ -55,7 +60,9 @@ def run_together(commands, cwd=ROOT, patience=PATIENCE, **variables):
     try:
         while any(child.poll() is None for child in children) and time.monotonic() < end:
             if any(child.poll() for child in children):
-                time.sleep(2)  # the others may still say why
+                give_up = min(end, time.monotonic() + 60)  # until then the others may still say why
+                while any(child.poll() is None for child in children) and time.monotonic() < give_up:
+                    time.sleep(0.1)
                 break
             time.sleep(0.1)
         codes = [child.poll() for child in children]

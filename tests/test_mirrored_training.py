@@ -55,6 +55,24 @@ def test_data_that_the_strategy_has_divided_already():
     assert keras.ops.convert_to_numpy(model.ramp.progress)[1] == 1
 
 
+def test_no_batch_is_looked_at_before_the_first_epoch():
+    """What is fetched for a look, and ahead of it, may be the whole of a short epoch."""
+    x, y = tiny_batch(8)
+    begun = []
+
+    def batches():
+        begun.append(1)
+        yield from [(x, y), (x, y)]
+
+    spec = tf.nest.map_structure(lambda v: tf.TensorSpec(v.shape, tf.as_dtype(v.dtype)), (x, y))
+    data = tf.data.Dataset.from_generator(batches, output_signature=spec)
+    data = data.apply(tf.data.experimental.assert_cardinality(2))
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    history = compiled(on.mirrored(2)).fit(data.with_options(options), epochs=2, verbose=0, shuffle=False).history
+    assert len(begun) == 2 and len(history["accuracy"]) == 2
+
+
 def test_compiled_epochs_with_uneven_ends_log_and_evaluate_exactly(monkeypatch):
     on.draw_by_sample(monkeypatch)
     (x, y), (images, labels) = tiny_batch(14), tiny_batch(19, seed=1)

@@ -50,9 +50,9 @@ def read_records(
     In training, each pass over the returned dataset shuffles all sites anew; the order is a function of `seed` and
     epoch only, so a resumed run sees what an unbroken one would have seen, and `site_ids_of_step` can name the sites
     of a step. A pass that is broken off before its last batch is not counted: the next one repeats its order. (Keras
-    looks at a first batch in this way. What fetches more ahead then, a `tf.distribute` strategy or a parallel `map` or
-    `prefetch` behind this dataset, may use up an epoch of few steps by it.) Without training, the order is that of
-    `list_sites`.
+    looks at a first batch in this way, `ABRAModel` does not. What fetches more ahead then, a `tf.distribute` strategy,
+    `class_weight`, or a parallel `map` or `prefetch` behind this dataset, may use up an epoch of few steps by it.)
+    Without training, the order is that of `list_sites`.
 
     Args:
         dest: folder of records, or URL of one (`gs://`, `s3://`, `az://`, `https://`), whose shards are fetched first,

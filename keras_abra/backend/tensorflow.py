@@ -204,11 +204,12 @@ class Trainer(Replicated):
             dataset = getattr(iterator, "_distributed_dataset", None)
             self._build_metrics(data_batch if dataset is None else dataset.element_spec)
             return
-        if iterator is not None:
+        if data_batch is None:
+            data_batch = self._symbolic_batch(iterator)
+        if iterator is not None and data_batch is None:
             _, _, batches = next(iter(iterator))
             data_batch = tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], next(batches))
-            iterator = None
-        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        super()._maybe_symbolic_build(data_batch=data_batch)
 
     def _build_metrics(self, data):
         metrics = self._compile_metrics

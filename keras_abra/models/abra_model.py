@@ -369,9 +369,13 @@ class ABRAModel(backend.Trainer, keras.Model):
             self.skip_non_finite, self.train_function = skip, None
 
     def _symbolic_build(self, iterator=None, data_batch=None):
-        if iterator is not None and data_batch is None:
-            data_batch = fit_arguments.symbolic_batch(getattr(iterator.data_adapter, "_dataset", None))
+        if data_batch is None:
+            data_batch = self._symbolic_batch(iterator)
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def _symbolic_batch(self, iterator):
+        dataset = getattr(getattr(iterator, "data_adapter", None), "_dataset", None)
+        return fit_arguments.symbolic_batch(dataset)
 
     def evaluate(self, *args, **kwargs):
         """As `keras.Model.evaluate`: margin-free cross-entropy and the compiled metrics."""

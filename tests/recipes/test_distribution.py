@@ -137,7 +137,7 @@ def test_the_failure_of_the_first_process_ends_all(tmp_path, records):
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="one process")
 @pytest.mark.skipif(BACKEND == "jax" and not os.environ.get("KILLS"), reason="by hand (KILLS=1): minutes of compiling")
 def test_processes_that_are_told_to_leave_go_on_to_the_same_end(records, tmp_path):
-    options = [*OPTIONS, "--epochs", 6, "--method", "erm", "--records", records, "--resume", "--output"]
+    options = [*OPTIONS, "--epochs", 10, "--method", "erm", "--records", records, "--resume", "--output"]
 
     def start(output):
         port = free_port()

@@ -259,6 +259,7 @@ def test_a_loss_that_is_not_finite_may_be_left_out(screen, tmp_path, monkeypatch
 def test_a_job_that_is_told_to_leave_goes_on_with_resume(screen, tmp_path, capsys):
     whole, output = tmp_path / "whole", tmp_path / "out"
     arguments = ("--data", screen, "--records", tmp_path / "records", "--method", "arcface", *OPTIONS)
+    arguments = (*arguments, "--epochs", 8)  # of two steps each: some are left when it is told
     job(*arguments, "--output", whole)
     process = start(tmp_path, *arguments, "--output", output, "--resume")
     while process.poll() is None and not any((output / "checkpoints").glob("0*")):

@@ -143,6 +143,7 @@ def test_a_killed_search_goes_on(records, tmp_path, monkeypatch):
             os.kill(process.pid, signal.SIGKILL)
             break
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     monkeypatch.chdir(tmp_path)
     first = json.loads(Path("out/trials/trial_0/trial.json").read_text())
     tune("--records", records, *OPTIONS, "--resume")

@@ -82,6 +82,7 @@ def test_batches_are_mixed_anew_in_each_epoch_and_alike_where_a_run_goes_on(reco
     plain = [images.numpy().tobytes() for images, _ in data]
     assert plain != first
     mixed = mix_batches(read_records(records_tree, "train", batch_size=2, training=True, seed=3), cutmix, 4, seed=5)
+    assert data.options().experimental_optimization.map_parallelization is False
     look = iter(mixed)
     next(look)  # as Keras does at first: it uses up no epoch
     time.sleep(1)  # what is fetched ahead, is fetched by now

@@ -75,6 +75,7 @@ def test_the_order_of_training_is_a_function_of_seed_and_epoch(shuffled, count):
     options = dict(batch_size=4, image_shape=SHAPE, training=True, count=count)
     data = read_published(shuffled, "train", seed=3, **options)
     assert data.element_spec[0].shape == (4, *SHAPE)
+    assert data.options().experimental_optimization.map_parallelization is False
     look = iter(data.map(lambda _, labels: labels))
     next(look)  # A look that is broken off is not counted.
     time.sleep(1)  # What is fetched ahead, is fetched by now.

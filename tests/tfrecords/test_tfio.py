@@ -98,8 +98,13 @@ def test_tensorflow_itself_streams_s3_and_http(bucket):
 @on_its_tensorflow
 def test_an_endpoint_without_http_in_front_is_not_found_and_takes_its_time(bucket):
     """It speaks TLS to it, whatever S3_USE_HTTPS says, and reports after 50 s that there is no such file."""
-    script = 'import tensorflow as tf, tensorflow_io\ntf.io.gfile.listdir("s3://screens/hcs")'
-    with pytest.raises(subprocess.TimeoutExpired):
+    script = """
+import tensorflow as tf, tensorflow_io
+print("ready", flush=True)
+tf.io.gfile.listdir("s3://screens/hcs")
+"""
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
         endpoint = os.environ["S3_ENDPOINT"].removeprefix("http://")
         environment = os.environ | {"S3_ENDPOINT": endpoint, "S3_USE_HTTPS": "0", "S3_VERIFY_SSL": "0"}
-        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=15)
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=40)
+    assert b"ready" in caught.value.stdout

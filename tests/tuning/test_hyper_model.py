@@ -13,6 +13,7 @@ keras_tuner = pytest.importorskip("keras_tuner")
 
 from keras_abra.losses import CosFace  # noqa: E402
 from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project  # noqa: E402
+from tests.processes import PATIENCE, free_port  # noqa: E402
 from tests.replicas import two_replicas  # noqa: E402
 from tests.tiny import CLASSES, smooth_backbone, tiny_backbone, tiny_batch  # noqa: E402
 
@@ -280,7 +281,7 @@ def test_tensorboard_gets_the_hyperparameters(tmp_path):
 # Processes of their own: they are killed, or speak to each other.
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 import keras, keras_tuner
 sys.path.insert(0, {root!r})
 from tests.tuning.test_hyper_model import hypermodel
@@ -293,7 +294,13 @@ class Report(keras.callbacks.Callback):
         time.sleep({pause})
 
 kind = type("Search", (DurableSearch, getattr(keras_tuner, {kind!r})), {{}})
-print("again", repair_project({folder!r} + "/search"), flush=True)
+role = os.environ.get("KERASTUNER_TUNER_ID", "chief")
+if role == "chief":
+    print("again", repair_project({folder!r} + "/search"), flush=True)
+else:  # two workers begin together
+    open({folder!r} + "/" + role, "w").close()
+    while not all(os.path.exists({folder!r} + f"/worker-{{i}}") for i in (1, 2)):
+        time.sleep(0.05)
 tuner = kind(hypermodel(), keras_tuner.Objective("val_accuracy", "max"), directory={folder!r}, project_name="search",
              seed=1, **{arguments!r})
 x, y = tiny_batch(16)
@@ -478,15 +485,14 @@ def test_copies_are_whole_while_the_state_is_written_and_others_copy(tmp_path):
 
 @pytest.mark.any_backend
 def test_a_chief_and_two_workers(tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    oracle = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
+    oracle = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
     names = ("chief", "worker-1", "worker-2")
-    processes = [start(script(tmp_path), {**oracle, "KERASTUNER_TUNER_ID": name}) for name in names]
-    results = [process.communicate(timeout=300) for process in processes]
+    processes = [start(script(tmp_path, pause=1.0), {**oracle, "KERASTUNER_TUNER_ID": name}) for name in names]
+    try:
+        results = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert all("done" in output for output, _ in results), [errors[-1000:] for _, errors in results]
     assert len(records(tmp_path)) == 4
     assert {trial["status"] for trial in records(tmp_path).values()} == {"COMPLETED"}
