@@ -214,6 +214,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     common = {"validation_data": validation, "callbacks": [run], "verbose": verbose, "shuffle": False}
     with distribution.scope():  # which else uses up the data of a short epoch: Keras looks at a first batch
         model._symbolic_build(data_batch=symbolic_batch(read_train()))
+    model._maybe_symbolic_build = lambda **_: None  # under a TensorFlow strategy it looks whether all is built or not
     try:
         for part in run.parts(epochs):
             model.fit(read_train(**part.start), epochs=part.epochs, **common)

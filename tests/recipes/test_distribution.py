@@ -66,6 +66,7 @@ def test_two_replicas_do_the_job_once(recipe, method, records, tmp_path):
     read = {"batch_size": BATCH, "kinds": kinds, "seed": 0}
     assert len(results) == (1 if BACKEND == "tensorflow" else 2)
     assert all(result["metrics"] == results[0]["metrics"] for result in results)  # the same epoch, the same scores
+    assert all(result["follows"] for result in results)  # no look has used up an epoch, though it has few steps
     for epoch in range(2):
         parts = zip(*(result["sites"][epoch] for result in results), strict=True)
         batches = [sum(part, []) for part in parts]
