@@ -48,6 +48,19 @@ def at_least_0(text):
     return number
 
 
+def add_adversary(parser):
+    """Adds the options of how ABRA perturbs."""
+    parser.add_argument(
+        "--steps", type=at_least_0, help="of abra: K, ascent steps of the adversary (default: 0, random)"
+    )
+    parser.add_argument(
+        "--structure",
+        choices=("diagonal", "low_rank"),
+        help="of abra: each statistic by its own spread, or along their covariance (default: low_rank with --steps 1 "
+        "and more, else diagonal)",
+    )
+
+
 def add_mixed_precision(parser):
     parser.add_argument(
         "--mixed-precision",
@@ -119,12 +132,14 @@ def source_of(args):
     return {"data": data, "records": records, "label": getattr(args, "label", None)}
 
 
-def check_of_method(method, steps, perturb_after):
+def check_of_method(args):
     """Refuses options that the method does not have."""
-    if steps and method != "abra":
-        raise ValueError(f"--steps {steps} is of --method abra: {method} has no adversary.")
-    if perturb_after and method not in ("abra", "dsu"):
-        raise ValueError(f"--perturb-after is of --method abra and dsu: {method} perturbs nothing.")
+    if args.steps and args.method != "abra":
+        raise ValueError(f"--steps {args.steps} is of --method abra: {args.method} has no adversary.")
+    if args.structure and args.method != "abra":
+        raise ValueError(f"--structure {args.structure} is of --method abra; received --method {args.method}.")
+    if args.perturb_after and args.method not in ("abra", "dsu"):
+        raise ValueError(f"--perturb-after is of --method abra and dsu: {args.method} perturbs nothing.")
 
 
 def finished(folder, resume, asked):

@@ -55,7 +55,10 @@ def build_model(method, settings, shape, names):
         perturb_after=stages if method == "abra" else (),
         embedding_dim=settings["embedding_dim"],
         uncertainty=FeatureStatisticsUncertainty(
-            radius=settings["radius"], steps=settings["steps"], step_size=settings["step_size"]
+            settings["structure"] or ("low_rank" if settings["steps"] else "diagonal"),
+            radius=settings["radius"],
+            steps=settings["steps"],
+            step_size=settings["step_size"],
         ),
         loss=ArcFace(settings["margin"], settings["scale"]),
         alignment=make_alignment(settings["alignment"], settings["alignment_weight"]),

@@ -32,9 +32,9 @@ if not sys.stderr.isatty():
 import keras
 from distribution import add_option, as_saved, distribute
 from job import (
+    add_adversary,
     add_mixed_precision,
     as_command,
-    at_least_0,
     check_of_method,
     check_on_nan,
     find_sites,
@@ -71,6 +71,7 @@ ABRA = {
     "stages": None,  # those of methods.PERTURB
     "warmup": 0.1,
     "steps": 0,
+    "structure": None,  # low_rank with an adversary, else diagonal
     "step_size": 0.5,
     "alignment": "symmetric_kl",
     "alignment_weight": 1.0,
@@ -136,7 +137,7 @@ def main(argv=None):
         return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
     check_on_nan(args.on_nan, args.method)
-    check_of_method(args.method, args.steps, args.perturb_after)
+    check_of_method(args)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1", args.resume))
     keras.utils.set_random_seed(args.seed)
@@ -210,9 +211,7 @@ def parse(argv):
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "cutmix", "erm"), default="abra")
-    parser.add_argument(
-        "--steps", type=at_least_0, help="of abra: K, ascent steps of the adversary (default: 0, random)"
-    )
+    add_adversary(parser)
     parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights, order and noise; the embedded screen stays the same"

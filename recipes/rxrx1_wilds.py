@@ -30,9 +30,9 @@ import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
 from job import (
+    add_adversary,
     add_mixed_precision,
     as_command,
-    at_least_0,
     check_of_method,
     check_on_nan,
     find_sites,
@@ -89,7 +89,7 @@ def main(argv=None):
     check_backbone(settings["backbone"], args.method, settings["stages"])
     check_weights(settings["backbone"], settings["weights"])
     check_on_nan(args.on_nan, args.method)
-    check_of_method(args.method, args.steps, args.perturb_after)
+    check_of_method(args)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
     keras.utils.set_random_seed(args.seed)
@@ -163,9 +163,7 @@ def parse(argv):
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
     parser.add_argument("--method", choices=("erm", "arcface", "dsu", "abra"), default="erm")
-    parser.add_argument(
-        "--steps", type=at_least_0, help="of abra: K, ascent steps of the adversary (default: 0, random)"
-    )
+    add_adversary(parser)
     parser.add_argument("--epochs", type=int, help="default: 90, or 30 on the embedded screen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

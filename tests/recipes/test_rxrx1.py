@@ -17,6 +17,7 @@ import pytest
 import rxrx1
 import rxrx1_wilds
 from job import find_sites
+from methods import build_model
 
 from keras_abra import ResumableRun
 from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records, write_screen
@@ -332,11 +333,24 @@ def test_a_finished_job_on_other_data_is_none_to_resume(tmp_path):
 
 
 @pytest.mark.any_backend
+def test_an_adversary_follows_the_covariance_unless_told_otherwise():
+    def structure(**settings):
+        model = build_model("abra", rxrx1.EMBEDDED | settings, (24, 24, 6), ["a", "b"])
+        return [stage.structure for stage in model.stages]
+
+    assert structure() == ["diagonal"] * 2 and structure(steps=1) == ["low_rank"] * 2
+    assert structure(steps=1, structure="diagonal") == ["diagonal"] * 2
+    assert structure(structure="low_rank") == ["low_rank"] * 2
+
+
+@pytest.mark.any_backend
 @pytest.mark.parametrize("recipe", [rxrx1, rxrx1_wilds])
 def test_options_of_other_methods_are_refused(recipe, tmp_path):
     arguments = ["--backbone", "tiny_resnet", "--output", str(tmp_path / "out"), "--distribution", "none"]
     with pytest.raises(ValueError, match="--steps 1 is of --method abra: dsu has no adversary"):
         recipe.main([*arguments, "--method", "dsu", "--steps", "1"])
+    with pytest.raises(ValueError, match="--structure low_rank is of --method abra; received --method arcface"):
+        recipe.main([*arguments, "--method", "arcface", "--structure", "low_rank"])
     with pytest.raises(ValueError, match="--perturb-after is of --method abra and dsu: erm perturbs nothing"):
         recipe.main([*arguments, "--method", "erm", "--perturb-after", "stem"])
     assert not (tmp_path / "out").exists()
