@@ -9,7 +9,7 @@ from contenders.batch_statistics import predict_by_group, with_batch_statistics
 from contenders.typical_variation import nearest_class, typical_variation
 from converge import Converge
 from ladder_contenders import build_contender, more_compute, takes_experiments
-from ladder_screens import groups_together, screen_records, split_images, training_data
+from ladder_screens import batch_filled, groups_together, screen_records, split_images, training_data
 from scores import embedding_quality, score
 
 from keras_abra import NonFiniteLossError
@@ -75,7 +75,7 @@ def run_cell(cell, screens):
         "at_most": converge.at_most,
         "steps": epochs * steps,
         "step_seconds": float(np.median(converge.seconds[1:] or converge.seconds or [0.0]) / steps),
-        "step_cost": contender.cost,
+        "step_cost": contender.cost and contender.cost * batch_filled(records, settings, steps),
         "diverged": diverged,
         "val_by_epoch": converge.accuracies,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),

@@ -102,6 +102,11 @@ def training_data(records, settings, seed, classes, experiments):
     return mix_batches(data, mix, classes, seed, alpha=settings["alpha"])
 
 
+def batch_filled(records, settings, steps):
+    """Mean size of the mini-batches of an epoch of so many steps, in `batch_size`: those of a plate are smaller."""
+    return min(1.0, len(list_sites(records, "train")) / (steps * settings["batch_size"]))
+
+
 def groups_together(sites, settings):
     """The group of each site, whose images a method with batch statistics takes together."""
     experiments = sites["experiment"].astype(str)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ladder_contenders import more_compute
 from ladder_methods import method_settings
-from ladder_screens import groups_together, screen_records, training_data
+from ladder_screens import batch_filled, groups_together, screen_records, training_data
 
 from keras_abra import step_cost
 from tfrecords import list_sites
@@ -35,6 +35,8 @@ def test_ben_has_mini_batches_of_one_experiment_or_plate(records, method, group)
             plates = rows.set_index(rows["label"].astype(int))["plate"]
             found.append((number, sorted({int(plates[label]) for label in labels}), len(labels)))
     assert len({number for number, *_ in found}) == 4
+    filled = batch_filled(records, method_settings(method, batch_size=8), len(found))
+    assert filled == (0.25 if group == "plate" else 1)
     if group == "plate":  # whole plates, smaller than the mini-batch
         every = [(number, plate) for number in range(4) for plate in range(1, 5)]
         assert sorted((number, plates[0]) for number, plates, _ in found) == every
