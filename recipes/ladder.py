@@ -163,7 +163,12 @@ def parse(argv):
     parser.add_argument("--screen", choices=("synthetic", *REAL), default="synthetic", help="what the images are")
     parser.add_argument("--data", type=Path, help="folder of the real images, of RxRx1's or of the digits")
     parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET...)")
-    parser.add_argument("--workers", type=int, help="processes, of one core each (default: one a core)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes, of one core each (default: one a core); 1: this "
+        "process and its threads, whose sums round otherwise, so that trainings come out a little different",
+    )
     args = parser.parse_args(argv)
     for name, least in LEAST.items():
         if getattr(args, name) is not None and getattr(args, name) < least:
