@@ -166,8 +166,8 @@ def parse(argv):
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes, of one core each (default: one a core); 1: this "
-        "process and its threads, whose sums round otherwise, so that trainings come out a little different",
+        help="processes, of one core each (default: one a core); 1: this process with all its threads, whose sums "
+        "round otherwise, so that trainings come out a little different",
     )
     args = parser.parse_args(argv)
     for name, least in LEAST.items():
