@@ -104,6 +104,8 @@ def training_data(records, settings, seed, classes, experiments):
 
 def batch_filled(records, settings, steps):
     """Mean size of the mini-batches of an epoch of so many steps, in `batch_size`: those of a plate are smaller."""
+    if settings["batches"] != "plate":  # which are full
+        return 1.0
     return min(1.0, len(list_sites(records, "train")) / (steps * settings["batch_size"]))
 
 
