@@ -37,7 +37,6 @@ ADVERSARY = MARGIN | {
 PAIRS = {"batches": "experiments"}  # penalties between experiments need several samples of each in a mini-batch
 TOGETHER = 4  # experiments in such a mini-batch
 BEN = {"batches": "experiment", "batch_statistics": True}
-BEN_PLATE = BEN | {"batches": "plate"}  # whole plates, of fewer sites than `batch_size`
 EVERYWHERE = "stem+stage1+stage2+stage3"
 ARCFACE = MARGIN | {"head": "arcface"}
 # Feature statistics are perturbed under softmax, as published; DSU under ArcFace as well, as ABRA's nearest relative.
@@ -60,7 +59,7 @@ METHODS = {
     "group_dro": {"objective": "group_dro", "penalty": 0.01},
     "dann": {"objective": "dann", "penalty": 1.0},
     "ben": BEN,
-    "ben_plate": BEN_PLATE,
+    "ben_plate": BEN | {"batches": "plate"},  # whole plates, of fewer sites than `batch_size`
     "mixup": {"mix": "mixup", "alpha": 0.2},
     "cutmix": {"mix": "cutmix", "alpha": 1.0},
     "gain_and_bias": {"augment": "gain_and_bias"},

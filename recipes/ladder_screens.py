@@ -106,7 +106,7 @@ def batch_filled(records, settings, steps):
     """Mean size of the mini-batches of an epoch of so many steps, in `batch_size`: those of a plate are smaller."""
     if settings["batches"] != "plate":  # which are full
         return 1.0
-    return min(1.0, len(list_sites(records, "train")) / (steps * settings["batch_size"]))
+    return len(list_sites(records, "train")) / (steps * settings["batch_size"])
 
 
 def groups_together(sites, settings):

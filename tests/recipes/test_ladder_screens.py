@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ladder_contenders import more_compute
+from ladder_contenders import build_contender, more_compute
 from ladder_methods import method_settings
 from ladder_screens import batch_filled, groups_together, screen_records, training_data
 
@@ -79,8 +79,6 @@ def test_gain_and_bias_come_after_standardization_for_each_channel(records):
 
 @pytest.mark.parametrize("method", ["erm_more", "arcface_more", "dsu_more"])
 def test_more_steps_are_as_many_times_as_a_step_of_abra_costs(method):
-    from ladder_contenders import build_contender
-
     settings = method_settings(method, width=8, embedding_dim=6)
     abra = build_contender(method_settings("abra", width=8, embedding_dim=6), (24, 24, 6), 4, ["RPE"], 2).model
     assert more_compute(settings, (24, 24, 6), 4, 2) == pytest.approx(step_cost(abra))

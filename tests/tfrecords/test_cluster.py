@@ -37,11 +37,9 @@ def start(folder, what, *options):
 
 
 def _address(file):
-    """Dask writes the file in place: half of it may be seen."""
-    while True:
-        with suppress(ValueError, KeyError):
-            return json.loads(file.read_text())["address"]
-        time.sleep(0.1)
+    """None until the whole file is there: Dask writes it in place, and half of it may be seen."""
+    with suppress(OSError, ValueError, KeyError):
+        return json.loads(file.read_text())["address"]
 
 
 @contextmanager
@@ -49,13 +47,12 @@ def cluster(folder, workers):
     processes = [start(folder, "scheduler", "--host", "127.0.0.1", "--port", "0")]
     try:
         deadline = time.monotonic() + 120
-        while not (folder / "scheduler.json").exists():
+        while (address := _address(folder / "scheduler.json")) is None:
             assert time.monotonic() < deadline and processes[0].poll() is None
             time.sleep(0.1)
         processes += [
             start(folder, "worker", "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1") for _ in range(workers)
         ]
-        address = _address(folder / "scheduler.json")
         with Client(address, timeout=120, set_as_default=False) as client:
             client.wait_for_workers(workers, timeout=120)
         yield address, processes
