@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,6 +185,11 @@ def test_a_manifest_cannot_name_files_outside_its_folder(url, records_tree, cach
 
 
 def test_at_once_one_fetches_and_the_others_wait(url, copies):
+    def slow(url, path):
+        threading.Event().wait(0.3)  # `time.sleep` does nothing here
+        find_transport(url).copy(url, path)
+
+    copies.hook = slow
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: local_folder(url, ("val", "test"), BOTH), range(4)))
     assert len(folders) == 1 and sorted(copies) == sorted(Path(name).name for name in shards(folders.pop()))
