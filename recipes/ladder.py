@@ -17,41 +17,25 @@ repeated, and more seeds or methods are added to the folder in the same way.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
-import platform
-import re
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
-from ladder_methods import (
-    ABLATION,
-    METHODS,
-    lacks,
-    method_settings,
-    read_tuned,
-    split_rate,
-    trial_settings,
-    was_offered,
-)
+from ladder_methods import ABLATION, METHODS, lacks, method_settings, split_rate
 from ladder_rates import at_rates, choose_rates, rates_section
-from ladder_report import describe_commit, write_report
+from ladder_report import write_report
+from ladder_runs import make_cell, read_result, run_cells, write_json
 from ladder_screens import CELL_TYPES
+from ladder_trials import DEVELOPMENT, tune
 from normalization import NORMALIZATIONS
-from worker_processes import processes
 
 from tfrecords.locks import lock_file
 from tfrecords.screen_appearance import SHIFTS
-from tfrecords.whole import write_whole
 
-# Screens by what they are for. Seed i of a preset has the i-th screen from its first one on.
-DEVELOPMENT = 1000
 # At least 47 epochs: the embedded screen's ERM was accepted with 45.
 RULE = {"warmup": 2, "patience": 8, "smooth": 5, "least": 30, "most": 80, "decay": 0.5}
 SCREEN = {"batch_effect": 1.0, "image_size": 48, "treatments": 44, "train": 14, "val": 4, "test": 12}
@@ -67,6 +51,7 @@ REAL = {
     "mnist-usps": {"screen": {"kind": "mnist-usps", "image_size": 28}, "common": {"augment": "none"}},
     "usps-mnist": {"screen": {"kind": "usps-mnist", "image_size": 28}, "common": {"augment": "none"}},
 }
+# Each preset has screens of its own, trials yet another (`DEVELOPMENT`): seed i the i-th screen from the first one on.
 PRESETS = {
     "quick": {
         "methods": ["erm", "arcface", "dsu", "abra_random", "abra"],
@@ -129,7 +114,7 @@ def climb(plan, settings, args, argv):
         settings = tune(plan, args)
     cells = final_cells(plan, settings)
     run_cells(cells, args)
-    results = [(cell, json.loads(cell_file(args.output, cell).read_text())["result"]) for cell in cells]
+    results = [(cell, read_result(args.output, cell)) for cell in cells]
     more = []
     if args.rates:
         results, rates = choose_rates(results)
@@ -253,108 +238,6 @@ def final_cells(plan, settings):
         for repeat in range(plan["repeats"])
         for method in plan["methods"]
     ]
-
-
-def tune(plan, args):
-    """Settings of each method: the trial that is best on the validation experiments of the development screen."""
-    screen = plan["screen"] | {"seed": DEVELOPMENT}
-    chosen_alike = {"trials": plan["trials"], "screen": screen, "rule": plan["rule"]}
-    best = read_tuned(args.tuned, plan["methods"], chosen_alike, **plan.get("common", {})) if args.tuned else {}
-    trials = {
-        method: [
-            make_cell(method, trial_settings(method, i, **plan.get("common", {})), screen, 0, plan, ["id_test", "val"])
-            for i in range(plan["trials"])
-        ]
-        for method in plan["methods"]
-        if method not in best
-    }
-    run_cells([cell for cells in trials.values() for cell in cells], args)
-    for method, cells in trials.items():
-        found = [json.loads(cell_file(args.output, cell).read_text())["result"] for cell in cells]
-        scores = [-1.0 if r["diverged"] else r["splits"]["val"]["accuracy"] for r in found]
-        best[method] = cells[scores.index(max(scores))]["settings"]
-    file = args.output / "tuned.json"
-    before = read_before(file, chosen_alike, **plan.get("common", {}))
-    write_json(file, chosen_alike | {"backend": keras.backend.backend(), "settings": before | best})
-    return best
-
-
-def read_before(file, chosen_alike, **changes):
-    """Settings that a run before chose in the same way in this folder, for other methods maybe."""
-    if not file.is_file():
-        return {}
-    found = json.loads(file.read_text())
-    same = all(found.get(name) == value for name, value in chosen_alike.items())
-    if not same or found.get("backend") != keras.backend.backend():
-        return {}
-    kept = found["settings"].items()
-    return {m: settings for m, settings in kept if was_offered(m, settings, chosen_alike["trials"], **changes)}
-
-
-def make_cell(method, settings, screen, seed, plan, splits):
-    grouped = settings.get("normalize", "image") != "image"  # once, of each split's own images alone: other cells
-    return {
-        **({"statistics": "of all splits"} if grouped else {}),
-        "method": method,
-        "settings": settings,
-        "screen": screen,
-        "seed": seed,
-        "rule": plan["rule"],
-        "splits": splits,
-        "backend": keras.backend.backend(),
-    }
-
-
-def cell_file(output, cell):
-    digest = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:12]
-    method = re.sub(r"[^a-z0-9_.]+", "-", cell["method"])
-    return output / "cells" / f"{method}-screen{cell['screen']['seed']}-seed{cell['seed']}-{digest}.json"
-
-
-def run_cells(cells, args):
-    """Runs what is not there yet, the screens first; every result is written whole or not at all."""
-    files = {cell_file(args.output, cell): cell for cell in cells}  # the same trial twice is one
-    missing = [cell for file, cell in files.items() if not file.exists()]
-    print(f"{len(files)} trainings, {len(files) - len(missing)} of them done before", flush=True)
-    screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
-    start, maker = time.monotonic(), {"commit": describe_commit(), "machine": describe_machine()}
-    with processes(min(args.workers, len(missing))) as run:
-        for _ in run(prepare_screen, [(args.output, screen, args.data) for screen in screens.values()]):
-            pass
-        for done, line in enumerate(run(finish_cell, [(args.output, cell, maker) for cell in missing]), 1):
-            left = (time.monotonic() - start) / done * (len(missing) - done)
-            print(f"[{done}/{len(missing)}, {left / 60:.0f} min left] {line}", flush=True)
-
-
-def prepare_screen(task):
-    from ladder_screens import screen_records
-
-    output, screen, data = task
-    return screen_records(output / "screens", screen, data)
-
-
-def finish_cell(task):
-    """Runs one cell and writes its file; gives a line to print."""
-    from ladder_cell import run_cell
-
-    output, cell, maker = task
-    file = cell_file(output, cell)
-    try:
-        result = run_cell(cell, output / "screens") | maker
-    except ValueError as error:
-        raise ValueError(f"{file.stem}: {error}") from error
-    file.parent.mkdir(exist_ok=True)
-    write_json(file, {"cell": cell, "result": result})
-    accuracies = ", ".join(f"{split} {100 * found['accuracy']:.1f}" for split, found in result["splits"].items())
-    return f"{file.stem}: {accuracies} % after {result['epochs']} epochs"
-
-
-def describe_machine():
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {keras.backend.backend()}, Keras {keras.__version__}"
-
-
-def write_json(file, content):
-    write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

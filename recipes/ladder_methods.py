@@ -1,11 +1,6 @@
 """The rungs of the ladder: each method as settings. `ladder_contenders` makes its model."""
 
-import json
 import re
-import zlib
-from itertools import product
-
-import numpy as np
 
 # What a method is made of, unless it says otherwise. Network, batch, rate, decay: those of the embedded screen, chosen
 # for ERM (recipes/results/screen_acceptance.md); margin, scale: chosen on its validation experiments; radius: see
@@ -139,21 +134,6 @@ def split_rate(method):
     return (found[1], found[2]) if found else (method, None)
 
 
-# What is searched on validation experiments: rate and decay for every method, and at most two of its own.
-SPACES = {
-    "learning_rate": (5e-3, 1e-2, 2e-2),
-    "weight_decay": (0.1, 0.5, 1.0),
-    "margin": (0.1, 0.2, 0.3, 0.5),
-    "scale": (8.0, 12.0, 16.0, 24.0),
-    "radius": (0.05, 0.15, 0.5, 1.0),
-    "box": (0.2, 0.5, 0.8, 1.1),
-    "probability": (0.1, 0.25, 0.5, 1.0),
-    "alpha": (0.1, 0.3, 1.0),
-    "penalty": (0.01, 0.1, 1.0, 10.0, 100.0),
-}
-OWN = ("radius", "box", "probability", "alpha", "penalty", "margin", "scale")
-
-
 def method_settings(method, **changes):
     """All settings of a method, or of one at a rate of its own, such as `erm:learning_rate=0.005`.
 
@@ -193,61 +173,3 @@ def lacks(settings, train, cell_types, controls):
     if settings["normalize"] == "plate" and not controls:
         return "negative controls on each plate, and there are none"
     return ""
-
-
-def trial_settings(method, trial, **changes):
-    """Settings of one trial of the search: trial 0 has the method's own, later ones are drawn, each another.
-
-    The draw depends on the method's name and the number alone, so that a search can be widened later. An adversary is
-    offered the very settings of its random control: what the two then differ in is not the luck of the draw. What the
-    name says (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a
-    ladder share.
-    """
-    settings = method_settings(method, **changes)
-    base, rate = split_rate(method)
-    named = {name for name in ABLATION.get(base, {}) if ABLATION[base][name] != ADVERSARY.get(name)}
-    named |= {"learning_rate"} if rate else set()
-    names = ["learning_rate", "weight_decay", *[name for name in OWN if name in settings][:2]]
-    names = [name for name in names if name not in named]
-    grid = [dict(zip(names, values, strict=True)) for values in product(*(SPACES[name] for name in names))]
-    grid = [values for values in grid if values != {name: settings[name] for name in names}]
-    order = np.random.default_rng(zlib.crc32((random_control(method) or method).encode())).permutation(len(grid))
-    return settings if trial == 0 else settings | grid[order[(trial - 1) % len(grid)]]
-
-
-def read_tuned(file, methods, chosen_alike, **changes):
-    """Settings that the trials of an earlier ladder chose.
-
-    Args:
-        file: its `tuned.json`.
-        methods: names; those that the file lacks are left out.
-        chosen_alike: dict of `trials`, their number for each method, `screen`, the one they were made on, and `rule`,
-            of convergence (the first ladders' files have none; it was the same for all of them).
-        changes: settings that all methods of this ladder share.
-
-    Raises:
-        ValueError: for another kind of file, for other trials, and for a method that is made of something else here.
-    """
-    try:
-        found = json.loads(file.read_text())
-        trials = {name: found[name] for name in ("trials", "screen")}
-        trials["rule"] = found.get("rule", chosen_alike["rule"])
-        tuned = {method: {**settings} for method, settings in found["settings"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no tuned.json of a ladder: expected trials, screen and settings.") from error
-    if trials != chosen_alike:
-        raise ValueError(f"{file} was chosen by other trials than this run makes: {trials}, not {chosen_alike}.")
-    best = {method: tuned[method] for method in methods if method in tuned}
-    for method, settings in best.items():
-        own = method_settings(method, **changes)
-        fixed = {name for name in own if name not in SPACES and settings.get(name) != own[name]}
-        if changed := sorted(fixed | (own.keys() ^ settings.keys())):
-            raise ValueError(f"{file}: {method} is another method here: it differs in {', '.join(changed)}.")
-        if not was_offered(method, settings, chosen_alike["trials"], **changes):
-            raise ValueError(f"{file}: the settings of {method} are none of its trials here. Leave it out of the file.")
-    return best
-
-
-def was_offered(method, settings, trials, **changes):
-    """Whether these settings are those of one of the method's trials."""
-    return settings in [trial_settings(method, i, **changes) for i in range(trials)]

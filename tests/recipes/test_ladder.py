@@ -5,31 +5,18 @@ import json
 import keras
 import ladder
 import ladder_cell
-import ladder_methods
+import ladder_runs
 import numpy as np
 import pandas as pd
 import pytest
-from ladder_contenders import build_contender
-from ladder_methods import ABLATION, METHODS, method_settings, random_control, trial_settings
+from ladder_methods import ABLATION, METHODS, method_settings, random_control
 from ladder_screens import screen_records
+from ladder_trials import DEVELOPMENT
 
-from keras_abra.losses import CosFace
+from tests.recipes.tiny_ladder import SCREEN, result_of, start
 from tfrecords.locks import lock_file
 
-SCREEN = {"batch_effect": 1.0, "image_size": 24, "treatments": 4, "train": 4, "val": 2, "test": 2}
-RULE = {"warmup": 1, "patience": 1, "smooth": 1, "least": 1, "most": 2, "decay": 0.5}
-# Fewer channels than 8, and oneDNN writes past its memory in strided 1 x 1 convolutions (uxlfoundation/oneDNN 6035).
-TINY = {"batch_size": 8, "width": 8, "embedding_dim": 6}
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """Every preset at its smallest."""
-    for name, value in TINY.items():
-        monkeypatch.setitem(ladder_methods.COMMON, name, value)
-    for plan in ladder.PRESETS.values():
-        for name, value in (("screen", SCREEN), ("rule", RULE)):
-            monkeypatch.setitem(plan, name, value)
+pytestmark = pytest.mark.usefixtures("tiny_ladder")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +25,10 @@ def output(tmp_path_factory):
     return tmp_path_factory.mktemp("ladder")
 
 
-def start(output, *arguments):
-    return ladder.main([*arguments, "--workers", "1", "--output", str(output)])
-
-
 def cell(method, seed=0):
     plan = ladder.PRESETS["quick"]
     screen = SCREEN | {"seed": plan["first_screen"]}
-    return ladder.make_cell(method, method_settings(method), screen, seed, plan, ["id_test", "val", "test"])
+    return ladder_runs.make_cell(method, method_settings(method), screen, seed, plan, ["id_test", "val", "test"])
 
 
 @pytest.mark.any_backend
@@ -82,7 +65,7 @@ def test_a_run_that_was_cut_goes_on_and_repeats_nothing(output, monkeypatch):
 def test_a_cell_run_twice_gives_the_same_numbers(output):
     """The first time is that of the test before."""
     once = cell("abra")
-    file = ladder.cell_file(output, once)
+    file = ladder_runs.cell_file(output, once)
     if not file.exists():
         start(output, "--methods", "abra", "--seeds", "1")
     first = json.loads(file.read_text())["result"]
@@ -97,104 +80,6 @@ def test_a_cell_run_twice_gives_the_same_numbers(output):
     assert first["steps"] == 2 * first["epochs"] and 3 <= first["epochs"] <= 4  # 16 sites, batches of 8
 
 
-def result_of(accuracies, diverged=False):
-    """What `run_cell` gives, for the accuracy on each split."""
-    splits = {
-        split: {
-            "accuracy": value,
-            "well_accuracy": value,
-            "cell_type": {},
-            "experiment": {"HUVEC-01": {"accuracy": value, "count": 1}},
-        }
-        for split, value in accuracies.items()
-    }
-    done = {"epochs": 1, "steps": 1, "step_seconds": 1.0, "step_cost": 1.0, "at_most": False}
-    return done | {"diverged": diverged, "splits": splits}
-
-
-def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch):
-    seen = []
-
-    def fake(one, screens):
-        seen.append(one)
-        value = one["settings"]["learning_rate"] / 0.02  # the largest rate is the best
-        return result_of({split: value for split in one["splits"]})
-
-    monkeypatch.setattr(ladder_cell, "run_cell", fake)
-    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
-    start(tmp_path, "--methods", "erm", "arcface", "erm", "--trials", "8", "--seeds", "2")
-    trials = [one for one in seen if one["screen"]["seed"] == ladder.DEVELOPMENT]
-    final = [one for one in seen if one not in trials]
-    assert len(trials) == 16 and all(one["splits"] == ["id_test", "val"] for one in trials)
-    assert [one["screen"]["seed"] for one in final] == [2000, 2000, 2001, 2001]
-    assert all("test" in one["splits"] and one["settings"]["learning_rate"] == 0.02 for one in final)
-    tuned = tmp_path / "tuned.json"
-    assert json.loads(tuned.read_text())["settings"]["erm"]["learning_rate"] == 0.02
-
-    seen.clear()
-    start(tmp_path / "again", "--methods", "erm", "dsu", "--trials", "8", "--seeds", "1", "--tuned", str(tuned))
-    assert [one["method"] for one in seen] == ["dsu"] * 8 + ["erm", "dsu"]
-    assert seen[8]["settings"] == final[0]["settings"] != method_settings("erm")
-    again = json.loads((tmp_path / "again/tuned.json").read_text())["settings"]
-    assert list(again) == ["erm", "dsu"] and again["erm"] == final[0]["settings"]
-    start(tmp_path / "again", "--methods", "erm", "--trials", "8", "--seeds", "1")
-    kept = json.loads((tmp_path / "again/tuned.json").read_text())
-    assert kept["settings"]["dsu"] == again["dsu"] and kept["rule"] == RULE
-    assert kept["backend"] == keras.backend.backend()
-    start(tmp_path / "again", "--methods", "erm", "--trials", "2", "--seeds", "1")  # chosen otherwise: not beside those
-    assert list(json.loads((tmp_path / "again/tuned.json").read_text())["settings"]) == ["erm"]
-
-
-@pytest.mark.any_backend
-@pytest.mark.parametrize(
-    ("change", "arguments", "message"),
-    [
-        (lambda tuned: tuned.pop("settings"), (), "no tuned.json of a ladder"),
-        (lambda tuned: tuned["settings"].update(erm=0.02), (), "no tuned.json of a ladder"),
-        (lambda tuned: tuned.update(settings=["erm"]), (), "no tuned.json of a ladder"),
-        (lambda tuned: tuned.update(rule=RULE | {"most": 9}), (), "other trials than this run makes"),
-        (lambda tuned: None, ("--treatments", "8"), "other trials than this run makes"),
-        (lambda tuned: tuned.update(trials=7), (), "other trials than this run makes"),
-        (lambda tuned: None, ("--normalize", "plate"), "erm is another method here: it differs in normalize"),
-        (lambda tuned: tuned["settings"]["erm"].pop("width"), (), "differs in width"),
-        (
-            lambda tuned: tuned["settings"]["erm"].update(learning_rate=0.3),
-            (),
-            "the settings of erm are none of its trials",
-        ),
-        (lambda tuned: tuned["settings"]["erm"].update(radius=1.0), (), "differs in radius"),
-    ],
-)
-def test_settings_that_were_chosen_otherwise_are_refused(tmp_path, change, arguments, message):
-    screen = SCREEN | {"seed": ladder.DEVELOPMENT}
-    tuned = {"trials": 8, "screen": screen, "settings": {"erm": trial_settings("erm", 3)}}
-    change(tuned)
-    (tmp_path / "tuned.json").write_text(json.dumps(tuned))
-    with pytest.raises(ValueError, match=message):
-        start(tmp_path, "--methods", "erm", "--trials", "8", "--tuned", str(tmp_path / "tuned.json"), *arguments)
-
-
-@pytest.mark.any_backend
-def test_a_trial_is_made_once_where_the_grid_has_no_more_and_its_error_names_it(tmp_path, monkeypatch):
-    seen = []
-
-    def fake(one, screens):
-        seen.append(json.dumps(one))
-        return result_of({split: 0.5 for split in one["splits"]})
-
-    monkeypatch.setattr(ladder_cell, "run_cell", fake)
-    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
-    start(tmp_path, "--methods", "erm", "--trials", "12", "--seeds", "1")
-    assert len(seen) == len({*seen}) == 9 + 1  # three rates, three decays
-
-    def refuses(one, screens):
-        raise ValueError("received 3")
-
-    monkeypatch.setattr(ladder_cell, "run_cell", refuses)
-    with pytest.raises(ValueError, match="arcface-screen2000-seed0-.*: received 3"):
-        start(tmp_path, "--methods", "arcface", "--seeds", "1")
-
-
 def test_with_batch_statistics_an_experiments_controls_are_embedded_with_its_treatments():
     def embed(sites, images):  # less the mean of its experiment
         return images - np.stack([images[(sites["experiment"] == e).to_numpy()].mean(0) for e in sites["experiment"]])
@@ -204,15 +89,6 @@ def test_with_batch_statistics_an_experiments_controls_are_embedded_with_its_tre
     parts = [(pd.DataFrame({"experiment": n}), np.float64(v)[:, None]) for n, v in zip(names, values, strict=True)]
     found = ladder_cell._embed_together(embed, parts)
     np.testing.assert_allclose(found[:, 0], [-7, -4, -5, -2, 0, 4, 12, 2])  # means 8 of a, 6 of b, 6 of c
-
-
-@pytest.mark.any_backend
-@pytest.mark.parametrize("arguments", [(), ("--trials", "0"), ("--trials", "8", "--rates", "0.1"), ("--trials", "8")])
-def test_tuned_settings_need_trials_and_a_file(tmp_path, capsys, arguments):
-    file = "nowhere.json" if arguments == ("--trials", "8") else __file__
-    with pytest.raises(SystemExit):
-        start(tmp_path, "--methods", "erm", "--tuned", file, *arguments)
-    assert "--tuned takes a file" in capsys.readouterr().err
 
 
 @pytest.mark.any_backend
@@ -227,7 +103,7 @@ def test_of_several_rates_the_one_that_is_best_on_the_screens_val_is_reported(tm
         return result_of(values, diverged=(method, rate, one["seed"]) == ("arcface", 0.02, 1))
 
     monkeypatch.setattr(ladder_cell, "run_cell", fake)
-    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
+    monkeypatch.setattr(ladder_runs, "prepare_screen", lambda task: None)
     rates = ["--rates", "0.005", "0.01", "0.02"]
     table = start(tmp_path, "--methods", "erm", "arcface", "--seeds", "2", *rates)
     assert list(table["method"]) == ["erm", "arcface"]
@@ -244,7 +120,7 @@ def test_of_several_rates_the_one_that_is_best_on_the_screens_val_is_reported(tm
 
 
 def test_screens_of_one_end_serve_no_other():
-    first = sorted([ladder.DEVELOPMENT, *(plan["first_screen"] for plan in ladder.PRESETS.values())])
+    first = sorted([DEVELOPMENT, *(plan["first_screen"] for plan in ladder.PRESETS.values())])
     assert min(np.diff(first)) >= 1000 and 0 not in first
 
 
@@ -259,22 +135,6 @@ def test_other_screens_may_be_taken(tmp_path, capsys):
         with pytest.raises(SystemExit):
             ladder.parse(["--preset", "full", *refused])
         assert message in capsys.readouterr().err
-
-
-def test_every_method_has_as_many_trials_each_another_and_first_its_own():
-    for method in METHODS:
-        trials = [trial_settings(method, i) for i in range(8)]
-        assert trials[0] == method_settings(method)
-        assert len({json.dumps(t, sort_keys=True) for t in trials}) == 8
-        assert {t["head"] for t in trials} == {trials[0]["head"]}
-
-
-def test_an_adversary_is_offered_the_settings_of_its_random_control():
-    for method in ("abra", "abra:zero_start", "abra:radius=0.5", "abra:norms=auxiliary:learning_rate=0.01"):
-        control, differs = random_control(method), {"steps", "start"}
-        for i in range(10):
-            own, its = ({k: v for k, v in trial_settings(m, i).items() if k not in differs} for m in (method, control))
-            assert own == its
 
 
 def test_a_screen_may_have_one_shift_alone(tmp_path):
@@ -305,7 +165,7 @@ def test_all_methods_may_share_a_normalization(tmp_path, monkeypatch):
         return result_of({split: 0.5 for split in one["splits"]})
 
     monkeypatch.setattr(ladder_cell, "run_cell", fake)
-    monkeypatch.setattr(ladder, "prepare_screen", lambda task: None)
+    monkeypatch.setattr(ladder_runs, "prepare_screen", lambda task: None)
     start(tmp_path, "--methods", "erm", "abra", "--seeds", "1", "--trials", "2", "--normalize", "plate")
     assert len(seen) == 6 and {one["settings"]["normalize"] for one in seen} == {"plate"}
     assert seen[0]["settings"] == method_settings("normalize_plate")
@@ -329,76 +189,12 @@ def test_every_adversary_has_its_random_control():
     assert random_control("abra:zero_start") == "abra_random"
 
 
-SEARCHES = ["shared", "part", "zero_start", "adversary_every=4", "search_loss=softmax", "ramp_radius", "learned_scale"]
-SEARCHES += [
-    "shared+domain_cell_type+radius=1",
-    "domain_cell_type+radius=1+zero_start",
-    "norms=auxiliary",
-    "norms=moving",
-    "ben",
-]
-SEARCHES += ["norms=clean+shared+domain_cell_type+radius=1"]
-
-
-@pytest.mark.parametrize("method", [*METHODS, "abra:structure=domain_cell_type", *(f"abra:{s}" for s in SEARCHES)])
-def test_every_contender_is_built_and_answers(method):
-    contender = build_contender(method_settings(method), (24, 24, 6), 4, ["HUVEC", "HUVEC", "RPE"], 2)
-    logits, embedding = contender.network(np.zeros((2, 24, 24, 6), "float32"))
-    assert tuple(logits.shape) == (2, 4) and tuple(embedding.shape) == (2, 6)
-    assert (contender.cost is None) == (method in ("csu", "adv_bn"))
-    assert (contender.cost or 1) == pytest.approx(1) or method.startswith("abra")
-    trained = {id(v) for v in contender.model.trainable_variables}
-    assert {id(v) for v in contender.network.trainable_variables} <= trained  # what is scored is what is trained
-
-
-@pytest.mark.parametrize(
-    "method, kind, after",
-    [
-        ("dsu", "FeatureStatisticsUncertainty", ["stem", "stage1", "stage2", "stage3"]),
-        ("dsu_softmax", "FeatureStatisticsUncertainty", ["stem", "stage1", "stage2", "stage3"]),
-        ("mixstyle", "MixStyle", ["stem", "stage1", "stage2"]),
-        ("csu", "CorrelatedStyleUncertainty", ["stem", "stage1", "stage2", "stage3"]),
-        ("adv_style", "AdvStyle", ["stem", "stage1", "stage2", "stage3"]),
-    ],
-)
-def test_layers_stand_behind_the_stages_they_are_meant_for(method, kind, after):
-    network = build_contender(method_settings(method), (24, 24, 6), 4, ["RPE"], 2).network
-    flat = [*layers_of(network)]
-    found = [before.name for before, layer in zip(flat, flat[1:], strict=False) if type(layer).__name__ == kind]
-    assert found == after
-    plain = build_contender(method_settings("erm"), (24, 24, 6), 4, ["RPE"], 2).network
-    assert not any(type(layer).__name__ == kind for layer in layers_of(plain))
-
-
-def layers_of(model):
-    """In the order in which they are called, those of sub-models in the place of these; without inputs."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from layers_of(layer)
-        elif not isinstance(layer, keras.layers.InputLayer):
-            yield layer
-
-
-def test_the_adversary_of_adv_style_and_the_discriminator_do_not_decay():
-    for method, name in (("adv_style", "spread_change"), ("dann", "discriminator")):
-        model = build_contender(method_settings(method), (24, 24, 6), 4, ["RPE", "RPE"], 2).model
-        decays = [v.path for v in model.trainable_variables if model.optimizer._use_weight_decay(v)]
-        assert any(name in v.path for v in model.trainable_variables) and decays
-        assert not [path for path in decays if name in path]
-
-
 def test_penalties_between_experiments_have_the_mini_batches_of_their_control():
     own = {name: method_settings(name)["batches"] for name in METHODS}
     assert {name for name, kind in own.items() if kind == "experiments"} == {
         "erm_of_experiments", "coral", "irm", "vrex"
     }  # fmt: skip
     assert own["group_dro"] == own["dann"] == own["erm"] == "random"
-
-
-def test_abra_takes_the_margin_of_cosface():
-    contender = build_contender(method_settings("abra_random:loss=cosface"), (24, 24, 6), 4, ["RPE"], 2)
-    loss = contender.model.loss_function
-    assert (type(loss), loss.margin, loss.scale) == (CosFace, 0.1, 12.0)
 
 
 def test_two_ladders_do_not_share_a_folder(tmp_path):
@@ -431,17 +227,6 @@ def test_an_unknown_method_is_named_and_no_folder_made(tmp_path):
 def test_the_backend_is_part_of_a_cell_and_how_groups_are_measured():
     assert cell("erm")["backend"] == keras.backend.backend()
     assert "statistics" not in cell("erm") and cell("normalize_plate")["statistics"] == "of all splits"
-
-
-def test_what_a_name_says_is_not_searched():
-    for name, key, value in (
-        ("cosface:learning_rate=0.004", "learning_rate", 0.004),
-        ("abra:margin=0.0", "margin", 0.0),
-        ("abra_random:radius=3.0", "radius", 3.0),
-    ):
-        trials = [trial_settings(name, i) for i in range(8)]
-        assert {settings[key] for settings in trials} == {value}
-        assert len({json.dumps(settings) for settings in trials}) == 8
 
 
 def test_on_digits_no_method_goes_by_the_name_of_another(tmp_path):

@@ -1,0 +1,85 @@
+"""The trainings of a ladder, and the folder that has a file of each that is finished."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+
+import keras
+from ladder_report import describe_commit
+from worker_processes import processes
+
+from tfrecords.whole import write_whole
+
+
+def make_cell(method, settings, screen, seed, plan, splits):
+    grouped = settings.get("normalize", "image") != "image"  # once, of each split's own images alone: other cells
+    return {
+        **({"statistics": "of all splits"} if grouped else {}),
+        "method": method,
+        "settings": settings,
+        "screen": screen,
+        "seed": seed,
+        "rule": plan["rule"],
+        "splits": splits,
+        "backend": keras.backend.backend(),
+    }
+
+
+def cell_file(output, cell):
+    digest = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:12]
+    method = re.sub(r"[^a-z0-9_.]+", "-", cell["method"])
+    return output / "cells" / f"{method}-screen{cell['screen']['seed']}-seed{cell['seed']}-{digest}.json"
+
+
+def read_result(output, cell):
+    """The result of a finished cell."""
+    return json.loads(cell_file(output, cell).read_text())["result"]
+
+
+def run_cells(cells, args):
+    """Runs what is not there yet, the screens first; every result is written whole or not at all."""
+    files = {cell_file(args.output, cell): cell for cell in cells}  # the same trial twice is one
+    missing = [cell for file, cell in files.items() if not file.exists()]
+    print(f"{len(files)} trainings, {len(files) - len(missing)} of them done before", flush=True)
+    screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
+    start, maker = time.monotonic(), {"commit": describe_commit(), "machine": describe_machine()}
+    with processes(min(args.workers, len(missing))) as run:
+        for _ in run(prepare_screen, [(args.output, screen, args.data) for screen in screens.values()]):
+            pass
+        for done, line in enumerate(run(finish_cell, [(args.output, cell, maker) for cell in missing]), 1):
+            left = (time.monotonic() - start) / done * (len(missing) - done)
+            print(f"[{done}/{len(missing)}, {left / 60:.0f} min left] {line}", flush=True)
+
+
+def prepare_screen(task):
+    from ladder_screens import screen_records
+
+    output, screen, data = task
+    return screen_records(output / "screens", screen, data)
+
+
+def finish_cell(task):
+    """Runs one cell and writes its file; gives a line to print."""
+    from ladder_cell import run_cell
+
+    output, cell, maker = task
+    file = cell_file(output, cell)
+    try:
+        result = run_cell(cell, output / "screens") | maker
+    except ValueError as error:
+        raise ValueError(f"{file.stem}: {error}") from error
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, {"cell": cell, "result": result})
+    accuracies = ", ".join(f"{split} {100 * found['accuracy']:.1f}" for split, found in result["splits"].items())
+    return f"{file.stem}: {accuracies} % after {result['epochs']} epochs"
+
+
+def describe_machine():
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {keras.backend.backend()}, Keras {keras.__version__}"
+
+
+def write_json(file, content):
+    write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
