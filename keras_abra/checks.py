@@ -54,14 +54,20 @@ def unpack_inputs(inputs, expected):
     return image, experiment
 
 
-def check_labels(y):
-    """Raises a ValueError unless there is one class number for every sample."""
+def check_labels(y, num_classes):
+    """Raises a ValueError unless there is a class number, or the share of each class, for every sample."""
     shape = None if y is None else tuple(y.shape)
-    if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+    if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] not in (1, num_classes)):
         raise ValueError(
-            "Every sample needs one integer label, shape (batch,). For one-hot labels: keras.ops.argmax(y, "
-            f"axis=-1). Received: {'no labels' if y is None else f'shape {shape}'}"
+            "Every sample needs one integer label, shape (batch,), or the share of each class, shape (batch, "
+            f"{num_classes}). Received: {'no labels' if y is None else f'shape {shape}'}"
         )
+
+
+def has_shares(y, num_classes):
+    """Whether labels are shares of the classes, not class numbers."""
+    shape = getattr(y, "shape", ())
+    return len(shape) == 2 and num_classes > 1 and shape[1] == num_classes
 
 
 def check_metrics(arguments, names):

@@ -10,11 +10,13 @@ import keras
 import numpy as np
 
 from keras_abra import backend, checks
+from keras_abra.losses.softmax_cross_entropy import ADD_UP
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from keras_abra.resumable_run import ResumableRun
 from keras_abra.skip_non_finite import SkipNonFinite
 
 _MARK, _END = "keras_abra: ", "[keras_abra]"  # around our message inside TensorFlow's
+_SHARES = "The shares of the classes of a sample must be at least 0 and add up to 1."
 
 
 def bind(method, args, kwargs):
@@ -33,7 +35,7 @@ def check(model, arguments, training=True):
         ValueError: naming the first label or id outside its range, or training batches of one sample.
     """
     if arguments["y"] is None and (_is_array(arguments["x"]) or isinstance(arguments["x"], dict)):
-        checks.check_labels(None)
+        checks.check_labels(None, model.num_classes)
     arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
     check_division(arguments["x"], arguments["batch_size"], arguments.get("validation_split"))
     if not training:
@@ -199,6 +201,9 @@ def _check_data(model, x, y, training):
         plain = tensorflow.autograph.experimental.do_not_convert  # errors keep their text
         return x.map(plain(lambda *batch: _checked(tensorflow, model, batch, limits, training))), y
     values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
+    if _is_array(y) and checks.has_shares(y, model.num_classes):
+        _check_shares(keras.ops.convert_to_numpy(y))
+        del limits["label"]
     for name, limit in limits.items():
         if _is_array(values[name]):
             _check_range(name, keras.ops.convert_to_numpy(values[name]), limit)
@@ -210,7 +215,10 @@ def _check_range(name, values, limit):
         raise ValueError(f"Every {name} must be an integer in [0, {limit}). Received: values of type {values.dtype}")
     whole = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
     if not whole:
-        raise ValueError(f"Every sample needs one integer {name}, shape (samples,). Received: shape {values.shape}")
+        shares = f", or the share of each class, shape (samples, {limit})" if name == "label" else ""
+        raise ValueError(
+            f"Every sample needs one integer {name}, shape (samples,){shares}. Received: shape {values.shape}"
+        )
     wrong = np.flatnonzero(~((values.ravel() >= 0) & (values.ravel() < limit)))
     if wrong.size:
         raise ValueError(
@@ -219,15 +227,35 @@ def _check_range(name, values, limit):
         )
 
 
+def _check_shares(values):
+    if values.dtype.kind not in "iufb":
+        raise ValueError(f"{_SHARES} Received: values of type {values.dtype}")
+    values = values.astype("float64")
+    wrong = np.flatnonzero(~((values >= 0).all(1) & (np.abs(values.sum(1) - 1) <= ADD_UP)))
+    if wrong.size:
+        raise ValueError(
+            f"{_SHARES} Received: the least {values[wrong[0]].min():g}, the sum {values[wrong[0]].sum():g} for sample "
+            f"{wrong[0]}{f' and {wrong.size - 1} more' if wrong.size > 1 else ''}"
+        )
+
+
 def _checked(tf, model, batch, limits, training):
+    limits = dict(limits)
     x, y = batch[0], batch[1] if len(batch) > 1 else None
     image = x["image"] if isinstance(x, dict) and "image" in x else x
     if isinstance(x, dict) or image.shape.rank is not None:
         model.unpack_inputs(x)
-    if y is None or y.shape.rank is not None:
-        checks.check_labels(y)
+    known = y is None or y.shape.rank is not None
+    if known:
+        checks.check_labels(y, model.num_classes)
     values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
     asserts = []
+    if known and checks.has_shares(y, model.num_classes):
+        del values["label"], limits["label"]
+        least, sums = tf.reduce_min(tf.cast(y, tf.float32)), tf.reduce_sum(tf.cast(y, tf.float32), axis=1)
+        good = (least >= 0) & tf.reduce_all(tf.abs(sums - 1) <= ADD_UP)
+        found = [" Received: the least ", tf.strings.as_string(least), ", sums ", _text(tf, sums)]
+        asserts.append(tf.debugging.Assert(good, [tf.strings.join([_MARK + _SHARES, *found, _END])]))
     for name, limit in limits.items():
         if values[name] is None:
             continue

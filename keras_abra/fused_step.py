@@ -45,7 +45,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         trainable: values of `model.trainable_variables`.
         state: values of `model.non_trainable_variables`.
         x: images, or a dict with `"image"` and `"experiment"`.
-        y: integer labels `(batch,)`.
+        y: integer labels `(batch,)`, or shares of the classes `(batch, classes)`.
         sample_weight: `(batch,)` or None.
         loss_scale: scalar that multiplies every gradient.
 
@@ -53,11 +53,11 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
         A `StepResult`.
     """
     image, experiment = model.unpack_inputs(x)
-    checks.check_labels(y)
+    checks.check_labels(y, model.num_classes)
     batch = ops.shape(image)[0]
     if isinstance(batch, int) and batch == 1 and backend.replicas() == 1:
         raise ValueError(checks.ONE_SAMPLE)
-    labels = ops.reshape(y, (batch,))
+    labels = y if checks.has_shares(y, model.num_classes) else ops.reshape(y, (batch,))
     count = backend.global_sum(ops.cast(batch, "float32"))
     share = ops.cast(batch, "float32") / count
     mean = _weighted_mean(batch, count, sample_weight)

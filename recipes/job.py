@@ -16,7 +16,7 @@ from methods import SOFTMAX, label_alike
 from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
 from keras_abra.fit_arguments import symbolic_batch
 from keras_abra.non_finite_loss import StopOnNonFiniteLoss
-from tfrecords import list_sites, read_manifest, read_records, site_ids_of_step
+from tfrecords import class_names, list_sites, read_manifest, read_records, site_ids_of_step
 from tfrecords.image_batches import complaint_in
 from tfrecords.listing import KINDS
 from tfrecords.remote import is_remote
@@ -138,6 +138,8 @@ def check_of_method(args):
         raise ValueError(f"--steps {args.steps} is of --method abra: {args.method} has no adversary.")
     if args.structure and args.method != "abra":
         raise ValueError(f"--structure {args.structure} is of --method abra; received --method {args.method}.")
+    if getattr(args, "cutmix", False) and args.method in SOFTMAX:
+        raise ValueError("--cutmix is for abra, dsu and arcface: plain training on mixed images is --method cutmix.")
     if args.perturb_after and args.method not in ("abra", "dsu"):
         raise ValueError(f"--perturb-after is of --method abra and dsu: {args.method} perturbs nothing.")
 
@@ -202,7 +204,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         print("No epoch can be chosen: val has no sites with a label. The last epoch's weights are kept.")
     else:
         validation = read_records(records, "val", labelled_only=True, **options)
-        validation = label_alike(validation, same["method"], model)
+        validation = label_alike(validation, same, len(class_names(records, options["kinds"])))
         weights = output / "best.weights.h5"
         callbacks.append(
             keras.callbacks.ModelCheckpoint(weights, "val_accuracy", save_best_only=True, save_weights_only=True)

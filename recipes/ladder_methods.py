@@ -82,6 +82,7 @@ VARIANTS = {
     "ramp_radius": {"ramp_radius": True},
     "perturbed_weight=0.3": {"perturbed_weight": 0.3},
     "ben": BEN,
+    "cutmix": {"mix": "cutmix", "alpha": 1.0},  # those of the method `cutmix`
 }
 ONLY_ADVERSARIES = {
     "steps=3": {"steps": 3},

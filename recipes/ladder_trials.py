@@ -71,7 +71,7 @@ def trial_settings(method, trial, **changes):
     """
     settings = method_settings(method, **changes)
     base, rate = split_rate(method)
-    named = {name for name in ABLATION.get(base, {}) if ABLATION[base][name] != ADVERSARY.get(name)}
+    named = {name for name, value in ADVERSARY.items() if ABLATION.get(base, ADVERSARY)[name] != value}
     named |= {"learning_rate"} if rate else set()
     names = ["learning_rate", "weight_decay", *[name for name in OWN if name in settings][:2]]
     names = [name for name in names if name not in named]

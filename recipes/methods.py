@@ -86,22 +86,30 @@ def with_dsu(backbone, stages):
     return keras.Model(backbone.input, x)
 
 
+def mixes(job):
+    """Whether a job is trained on images mixed by CutMix.
+
+    Args:
+        job: dict with `method` and perhaps `cutmix`.
+    """
+    return job["method"] == "cutmix" or job.get("cutmix", False)
+
+
 def softmax_loss(method):
     """The loss as an argument of `compile`, where it is no part of the model."""
     losses = {"erm": keras.losses.SparseCategoricalCrossentropy, "cutmix": keras.losses.CategoricalCrossentropy}
     return {"loss": losses[method](from_logits=True)} if method in losses else {}
 
 
-def mix_training(data, method, classes, seed, alpha):
-    """The batches that a method is trained on: with CutMix anew in each step, and with soft labels."""
-    return mix_batches(data, cutmix, classes, seed, alpha=alpha) if method == "cutmix" else data
+def mix_training(data, job, classes, seed, alpha):
+    """The batches that a job is trained on: with CutMix anew in each step, and with shares of the classes as labels."""
+    return mix_batches(data, cutmix, classes, seed, alpha=alpha) if mixes(job) else data
 
 
-def label_alike(data, method, model):
-    """Batches to be scored beside the training of a model, with labels of the same kind."""
-    if method != "cutmix":
+def label_alike(data, job, classes):
+    """Batches to be scored beside the training of a job, with labels of the same kind."""
+    if not mixes(job):
         return data
-    classes = int(model.output_shape[-1])
     return data.map(lambda image, label, *weight: (image, tf.one_hot(label, classes), *weight))
 
 

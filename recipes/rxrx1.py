@@ -5,9 +5,9 @@
 
 Without arguments: writes the embedded screen, builds TFRecords, trains ABRA with `model.fit`, chooses the epoch by
 accuracy on the validation experiments, scores the test experiments once, prints a table. `--method erm | cutmix |
-arcface | dsu` trains the same backbone and neck without ABRA (cutmix: plain training on images mixed by CutMix). It
-trains on all devices that it finds, and in all processes that are started; `--distribution` says otherwise
-(recipes/distribution.py):
+arcface | dsu` trains the same backbone and neck without ABRA (cutmix: plain training on images mixed by CutMix, which
+`--cutmix` adds to the others). It trains on all devices that it finds, and in all processes that are started;
+`--distribution` says otherwise (recipes/distribution.py):
 
     torchrun --nproc-per-node 8 recipes/rxrx1.py --data RXRX1 --records RECORDS     # torch, eight GPUs
 
@@ -130,7 +130,7 @@ def main(argv=None):
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
     if args.perturb_after:
         settings["stages"] = args.perturb_after
-    same = {"method": args.method, "mixed_precision": args.mixed_precision}
+    same = {"method": args.method, "cutmix": args.cutmix, "mixed_precision": args.mixed_precision}
     asked = {"recipe": "rxrx1", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
     asked |= same | settings | source_of(args)
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
@@ -166,7 +166,7 @@ def main(argv=None):
         shape = tuple(read_manifest(records)["image_shape"])
 
     def read_train(**start):
-        return mix_training(read(**start), args.method, len(names), args.seed, settings["cutmix_alpha"])
+        return mix_training(read(**start), same, len(names), args.seed, settings["cutmix_alpha"])
 
     print(
         f"{args.method} on {keras.backend.backend()}: {steps} steps an epoch, {len(names)} classes, images {shape}",
@@ -211,6 +211,9 @@ def parse(argv):
         "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
     )
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "cutmix", "erm"), default="abra")
+    parser.add_argument(
+        "--cutmix", action="store_true", help="train abra, dsu or arcface on images mixed by CutMix, as cutmix is"
+    )
     add_adversary(parser)
     parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(

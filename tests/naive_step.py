@@ -113,8 +113,10 @@ class _Step:
         s = self.model.loss_function.scale
         theta = ops.arccos(ops.clip(cosine, -1 + 1e-6, 1 - 1e-6))
         target = ops.where(theta + m < np.pi, ops.cos(theta + m), cosine - m * np.sin(m))
-        true = ops.one_hot(self.y, cosine.shape[1])
-        log_p = ops.log_softmax(s * ops.where(true > 0, target, cosine))
+        true = self.y if self.y.ndim == 2 else np.eye(cosine.shape[1], dtype="float32")[self.y]
+        true = np.eye(cosine.shape[1], dtype="float32")[true.argmax(1)] if self.mutant == "main class" else true
+        true = ops.convert_to_tensor(true)
+        log_p = ops.log_softmax(s * (true * target + (1 - true) * cosine))
         return -ops.sum(ops.sum(true * log_p, axis=1) * self.weight) / len(self.y)
 
     def divergence(self, clean, perturbed):

@@ -19,7 +19,7 @@ from keras_abra import backend, cut_backbone, uncertainty
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import DistributionAlignment
 from tests.recording import RecordingOptimizer
-from tests.tiny import CLASSES, tiny_backbone, tiny_batch, tiny_model
+from tests.tiny import CLASSES, mixed, tiny_backbone, tiny_batch, tiny_model
 
 BATCH, TWO = 8, ("stem", "stage1")
 CLIP = 0.05  # far below the norm of these gradients
@@ -45,6 +45,7 @@ CASES = {
 }
 # Two whole batches; "uneven" ends with one that no two replicas can share evenly; "norm" and "own" are about one step.
 SAMPLES = {"uneven": 13, "norm": BATCH, "own": BATCH}
+MIXED = ("mmd",)  # labels are shares of the classes there
 
 
 def smooth(dropout=0.0):
@@ -115,7 +116,7 @@ def run(case, number=0, processes=1):
         model.trainable_variables[0].assign(model.trainable_variables[0] + 1.0)
     samples = SAMPLES.get(case, 2 * BATCH)
     (x, y), weight = tiny_batch(samples), np.linspace(0.2, 1.8, samples, dtype="float32")
-    x = x if case in ("domain", "shared") else x["image"]
+    x, y = x if case in ("domain", "shared") else x["image"], mixed(y) if case in MIXED else y
     x, y, weight = (keras.tree.map_structure(lambda a: part(a, number, processes), a) for a in (x, y, weight))
     size = BATCH // processes
     history = model.fit(x, y, sample_weight=weight, batch_size=size, shuffle=False, verbose=0).history

@@ -7,7 +7,7 @@ import pytest
 from keras_abra.losses import DistributionAlignment
 from tests.naive_step import naive_step
 from tests.recording import RecordingOptimizer
-from tests.tiny import tiny_batch, tiny_model
+from tests.tiny import mixed, tiny_batch, tiny_model
 
 STAGES = {"one": ("stem",), "two": ("stem", "stage1")}
 
@@ -37,11 +37,11 @@ def mismatches(model, fused, naive):
     return wrong + [name for name, value in losses.items() if not np.isclose(logs[name], value, rtol=1e-4, atol=1e-4)]
 
 
-def compare(model, mutant=None, sample_weight=None, warm=False, run_eagerly=True):
+def compare(model, mutant=None, sample_weight=None, warm=False, run_eagerly=True, labels=None):
     x, y = tiny_batch()
+    y = y if labels is None else labels(y)
     if warm:  # running means, moving statistics and seeds that are not the initial ones
-        other, labels = tiny_batch(seed=1)
-        train_once(model, other, labels)
+        train_once(model, *tiny_batch(seed=1))
     naive = naive_step(model, x, y, sample_weight, mutant)
     return mismatches(model, train_once(model, x, y, sample_weight, run_eagerly), naive)
 
@@ -65,6 +65,13 @@ def test_two_sided_alignment_flows_into_both_branches():
 def test_sample_weights_count_in_every_term():
     weight = np.linspace(0, 2, 8, dtype="float32")
     assert compare(tiny_model(), sample_weight=weight) == []
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_labels_may_be_shares_of_classes(run_eagerly):
+    model = tiny_model("diagonal", 2, STAGES["two"], alignment=DistributionAlignment(weight=3.0, two_sided=True))
+    assert compare(model, run_eagerly=run_eagerly, labels=mixed) == []
+    assert compare(tiny_model(), labels=mixed, mutant="main class") != []
 
 
 def test_a_stage_may_sit_a_step_out():

@@ -12,7 +12,7 @@ from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import DistributionAlignment
 from keras_abra.perturbed_norms import SharedMomentsNorm
 from tests import replicas as on
-from tests.tiny import EXPERIMENTS, smooth_backbone, tiny_backbone, tiny_batch, tiny_model
+from tests.tiny import EXPERIMENTS, mixed, smooth_backbone, tiny_backbone, tiny_batch, tiny_model
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("MirroredStrategy is TensorFlow's", allow_module_level=True)
@@ -33,9 +33,10 @@ def build(structure="diagonal", stages=TWO, steps=1, aligned=None, synchronized=
     return tiny_model(structure, steps, stages, backbone, layer, alignment=aligned or alignment("symmetric_kl"))
 
 
-def both(monkeypatch, number, model):
+def both(monkeypatch, number, model, labels=None):
     """The step on one device and on that many replicas."""
     x, y = tiny_batch()
+    y = y if labels is None else labels(y)
     on.draw_by_sample(monkeypatch)
     expected = on.train(tf.distribute.get_strategy(), model, x, y)
     return expected, on.train(on.mirrored(number), model, x, y)
@@ -72,6 +73,12 @@ def test_with_synchronized_batch_norm_the_step_is_that_of_one_device(
     expected, found = both(monkeypatch, number, lambda: build(structure, stages, steps, aligned))
     assert on.distance(found.gradients, expected.gradients) <= BOUND
     check_state(found.state, expected.state)
+    check_logs(found.history, expected.history)
+
+
+def test_labels_may_be_shares_of_classes(monkeypatch):
+    expected, found = both(monkeypatch, 2, build, mixed)
+    assert on.distance(found.gradients, expected.gradients) <= BOUND
     check_logs(found.history, expected.history)
 
 

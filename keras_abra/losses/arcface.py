@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_abra.losses.precision import full_precision
-from keras_abra.losses.softmax_cross_entropy import classes_of, softmax_cross_entropy
+from keras_abra.losses.softmax_cross_entropy import shares_of, softmax_cross_entropy
 
 _LIMIT = 1.0 - 1e-7  # the slope of sqrt(1 - c^2) is infinite at 1
 
@@ -13,7 +13,8 @@ def arcface_logits(y_true, cosine, margin, scale):
     """Scaled cosines with an angle added to the true class: see `ArcFace` for the formula.
 
     Args:
-        y_true: labels, `(batch,)` or `(batch, 1)`; a label that is no class leaves its row without margin.
+        y_true: class numbers, `(batch,)` or `(batch, 1)`, or shares `(batch, num_classes)`; a number that is no class
+            leaves its row without margin.
         cosine: cosines `(batch, num_classes)`.
         margin: angle in radians, a float or a scalar tensor (one that is warmed up). At 0 the result is exactly
             `scale * clip(cosine)`.
@@ -30,16 +31,15 @@ def arcface_logits(y_true, cosine, margin, scale):
     >>> [round(float(z), 4) for z in logits[0]]  # cos(60 + 60 degrees) for the true class
     [-0.5, 0.5]
     """
-    mask, cosine = classes_of(y_true, cosine)
-    cosine = ops.clip(cosine, -_LIMIT, _LIMIT)
+    shares, cosine = shares_of(y_true, cosine)
+    c = ops.clip(cosine, -_LIMIT, _LIMIT)
     margin = ops.cast(ops.convert_to_tensor(margin), "float32")
     cos_m, sin_m = ops.cos(margin), ops.sin(margin)
 
-    c = ops.sum(ops.where(mask, cosine, 0.0), axis=-1, keepdims=True)
     sine = ops.sqrt((1.0 - c) * (1.0 + c))  # unlike 1 - c^2 this loses no digits near 1
     # cos(pi - m) = -cos m and sin(pi - m) = sin m. The clip keeps value and slope of both branches finite.
     phi = ops.where(c > -cos_m, c * cos_m - sine * sin_m, c - margin * sin_m)
-    return scale * ops.where(mask, phi, cosine)
+    return scale * ops.where(shares > 0, shares * phi + (1.0 - shares) * c, c)
 
 
 @keras.saving.register_keras_serializable("keras_abra")
@@ -75,7 +75,9 @@ class ArcFace(keras.losses.Loss):
             Default None: float32.
 
     `y_true` are class numbers `(batch,)` or `(batch, 1)`, `y_pred` cosines `(batch, num_classes)` of any float dtype.
-    A sample whose label is no class has the loss NaN.
+    A sample whose label is no class has the loss NaN. Labels of mixed samples are shares `(batch, num_classes)` that
+    add up to 1 (CutMix, mixup): then `z_k = s (y_k phi_k + (1 - y_k) c_k)` and `L = - sum_k y_k log softmax(z)[k]`, as
+    in the first place of RxRx1's Kaggle competition (kaggle-rcic-1st, model.py).
 
     Raises:
         ValueError: if the margin is outside [0, pi/2), the scale is not positive, or shapes do not fit.

@@ -4,14 +4,15 @@ import keras
 from keras import ops
 
 from keras_abra.losses.precision import full_precision
-from keras_abra.losses.softmax_cross_entropy import classes_of, softmax_cross_entropy
+from keras_abra.losses.softmax_cross_entropy import shares_of, softmax_cross_entropy
 
 
 def cosface_logits(y_true, cosine, margin, scale):
     """Scaled cosines with a margin taken off the true class: see `CosFace` for the formula.
 
     Args:
-        y_true: labels, `(batch,)` or `(batch, 1)`; a label that is no class leaves its row without margin.
+        y_true: class numbers, `(batch,)` or `(batch, 1)`, or shares `(batch, num_classes)`; a number that is no class
+            leaves its row without margin.
         cosine: cosines `(batch, num_classes)`.
         margin: cosine difference, a float or a scalar tensor. At 0 the result is exactly `scale * cosine`.
         scale: float, factor on the logits.
@@ -27,9 +28,9 @@ def cosface_logits(y_true, cosine, margin, scale):
     >>> [round(float(z), 4) for z in logits[0]]
     [1.0, 0.5]
     """
-    mask, cosine = classes_of(y_true, cosine)
+    shares, cosine = shares_of(y_true, cosine)
     margin = ops.cast(ops.convert_to_tensor(margin), "float32")
-    return scale * ops.where(mask, cosine - margin, cosine)
+    return scale * ops.where(shares > 0, cosine - shares * margin, cosine)
 
 
 @keras.saving.register_keras_serializable("keras_abra")
@@ -56,7 +57,9 @@ class CosFace(keras.losses.Loss):
             Default None: float32.
 
     `y_true` are class numbers `(batch,)` or `(batch, 1)`, `y_pred` cosines `(batch, num_classes)` of any float dtype.
-    A sample whose label is no class has the loss NaN.
+    A sample whose label is no class has the loss NaN. Labels of mixed samples are shares `(batch, num_classes)` that
+    add up to 1: then each class has its share of the margin, `z_k = s (c_k - y_k m)`, and `L = - sum_k y_k log
+    softmax(z)[k]`.
 
     Raises:
         ValueError: if the margin is outside [0, 1], the scale is not positive, or shapes do not fit.

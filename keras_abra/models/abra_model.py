@@ -67,7 +67,9 @@ class ABRAModel(backend.Trainer, keras.Model):
             (batch,)}`.
 
     Returns:
-        float32 logits `(batch, num_classes)`: scale * cosine. Labels in `fit` and `evaluate` are integers `(batch,)`.
+        float32 logits `(batch, num_classes)`: scale * cosine. Labels in `fit` and `evaluate` are integers `(batch,)`,
+        or shares of the classes `(batch, num_classes)` that add up to 1, as CutMix and mixup give them: then each class
+        has its share of the margin. Metrics go by the labels' kind: validation data need labels of the same one.
 
     Raises:
         ValueError: for a backbone that is not Functional, a cut that is not valid (the valid ones are listed),

@@ -3,7 +3,7 @@ from keras import ops
 
 from contenders.annealed import AnnealedPenalty
 from contenders.experiment_risks import experiment_risks, mean_over_present, one_hot, risks_of
-from keras_abra.losses.softmax_cross_entropy import classes_of
+from keras_abra.losses.softmax_cross_entropy import shares_of
 
 
 class IRM(keras.layers.Layer):
@@ -36,8 +36,8 @@ class IRM(keras.layers.Layer):
 
 def irm_penalty(logits, labels, experiments, num_experiments):
     """`g_e1 g_e2` of each experiment, `(num_experiments,)`; 0 with fewer than two samples."""
-    mask, logits = classes_of(labels, logits)
-    slope = ops.sum(ops.softmax(logits, axis=-1) * logits - ops.where(mask, logits, 0.0), axis=-1)
+    shares, logits = shares_of(labels, logits)
+    slope = ops.sum(ops.softmax(logits, axis=-1) * logits - shares * logits, axis=-1)
     members = one_hot(experiments, num_experiments)
     place = ops.sum((ops.cumsum(members, axis=0) - 1.0) * members, axis=-1)
     odd = place - 2.0 * ops.floor(place / 2.0)

@@ -87,6 +87,27 @@ def test_gradient_is_the_true_one(margin):
     np.testing.assert_allclose(gradient(lambda c: loss(LABELS, c), COSINE), expected, rtol=1e-3, atol=1e-4)
 
 
+def plain_loss_of_shares(shares, cosine, margin, scale):
+    """As the first place of RxRx1's Kaggle competition mixes them."""
+    moved = [
+        [scale * (y * phi(c, margin) + (1 - y) * c) for y, c in zip(*row, strict=True)]
+        for row in zip(shares, cosine, strict=True)
+    ]
+    logits = np.array(moved) - np.max(moved, axis=1, keepdims=True)
+    return -(shares * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 1.2])
+def test_each_class_of_a_mixed_sample_has_its_share_of_the_margin(margin):
+    shares = np.stack([0.25 * np.eye(5)[a] + 0.75 * np.eye(5)[b] for a, b in zip(LABELS, LABELS[::-1], strict=True)])
+    loss = ArcFace(margin=margin, scale=10.0, reduction="sum")
+    golden = plain_loss_of_shares(shares, COSINE.astype("float64"), margin, 10.0)
+    np.testing.assert_allclose(losses(shares, COSINE, margin=margin, scale=10.0), golden, rtol=1e-5)
+    expected = finite_difference(lambda c: plain_loss_of_shares(shares, c, margin, 10.0), COSINE)
+    np.testing.assert_allclose(gradient(lambda c: loss(shares, c), COSINE), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(losses(np.eye(5)[LABELS], COSINE), losses(LABELS, COSINE))
+
+
 def test_gradient_has_the_factor_of_the_angle():
     cosine, margin = np.array([[0.6, 0.1]], "float32"), 0.5
     slope = gradient(lambda c: arcface_logits([0], c, margin, 1.0)[:, 0], cosine)
@@ -188,7 +209,7 @@ def test_half_precision_of_the_loss_itself_is_refused(dtype):
 @pytest.mark.parametrize(
     ("y", "cosine", "message"),
     [
-        (np.eye(5)[LABELS], COSINE, "Turn one-hot labels into numbers"),
+        (np.eye(6)[LABELS], COSINE, "Labels must be class numbers .* or shares of the classes"),
         (LABELS[:1], COSINE, "Every sample needs one label. Received: 1 labels for 6 predictions"),
         (LABELS, COSINE[0], "Predictions must have shape"),
     ],

@@ -49,6 +49,15 @@ def test_golden_values_and_gradient(margin):
     np.testing.assert_allclose(gradient(lambda c: loss(LABELS, c), COSINE), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_each_class_of_a_mixed_sample_has_its_share_of_the_margin():
+    shares = np.stack([0.25 * np.eye(5)[a] + 0.75 * np.eye(5)[b] for a, b in zip(LABELS, LABELS[::-1], strict=True)])
+    moved = ops.convert_to_numpy(cosface_logits(shares, COSINE, 0.25, 2.0)) - 2.0 * COSINE
+    np.testing.assert_allclose(moved, -0.5 * shares, atol=1e-6)
+    expected = keras.losses.categorical_crossentropy(shares, 2.0 * COSINE - 0.5 * shares, from_logits=True)
+    actual = CosFace(margin=0.25, scale=2.0, reduction=None)(shares, COSINE)
+    np.testing.assert_allclose(ops.convert_to_numpy(actual), ops.convert_to_numpy(expected), rtol=1e-5)
+
+
 def test_ramp_scales_the_margin():
     logits = CosFace(margin=0.4, scale=10.0).margin_logits(LABELS, COSINE, ramp=ops.convert_to_tensor(0.5))
     expected = cosface_logits(LABELS, COSINE, 0.2, 10.0)

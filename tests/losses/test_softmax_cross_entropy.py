@@ -30,6 +30,25 @@ def test_a_label_that_is_no_class_is_nan_without_gradient():
     assert (slope[1:3] == 0.0).all() and (slope[[0, 3]] != 0.0).all()
 
 
-def test_one_hot_labels_are_refused():
-    with pytest.raises(ValueError, match="Turn one-hot labels into numbers"):
-        softmax_cross_entropy(np.eye(5)[LABELS], LOGITS)
+def test_one_hot_rows_are_the_numbers_of_the_classes():
+    numbers, rows = (ops.convert_to_numpy(softmax_cross_entropy(y, LOGITS)) for y in (LABELS, np.eye(5)[LABELS]))
+    np.testing.assert_array_equal(numbers, rows)
+
+
+def test_of_shares_it_is_keras_categorical_cross_entropy():
+    shares = 0.3 * np.eye(5, dtype="float32")[LABELS] + 0.7 * np.eye(5, dtype="float32")[LABELS[::-1]]
+    expected = keras.losses.categorical_crossentropy(shares, LOGITS, from_logits=True)
+    actual = softmax_cross_entropy(shares, LOGITS)
+    np.testing.assert_allclose(ops.convert_to_numpy(actual), ops.convert_to_numpy(expected), rtol=1e-5)
+
+
+def test_shares_that_are_none_are_nan_without_gradient():
+    shares = np.array([[0.5, 0.5, 0, 0, 0], [1, 1, 0, 0, 0], [1.5, -0.5, 0, 0, 0], [np.nan, 1, 0, 0, 0]], "float32")
+    np.testing.assert_array_equal(np.isnan(ops.convert_to_numpy(softmax_cross_entropy(shares, LOGITS))), [0, 1, 1, 1])
+    slope = gradient(lambda z: softmax_cross_entropy(shares, z), LOGITS)
+    assert (slope[1:] == 0.0).all() and (slope[0] != 0.0).all()
+
+
+def test_shares_of_other_classes_are_refused():
+    with pytest.raises(ValueError, match=r"shares of the classes of shape \(batch, 5\). Received: shape \(4, 6\)"):
+        softmax_cross_entropy(np.eye(6)[LABELS], LOGITS)

@@ -7,7 +7,7 @@ import pytest
 from keras_abra import ABRAModel, NonFiniteLossError, fit_arguments
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
-from tests.tiny import CLASSES, tiny_backbone, tiny_batch, tiny_model
+from tests.tiny import CLASSES, mixed, tiny_backbone, tiny_batch, tiny_model
 
 TRAINING_LOGS = ["accuracy", "alignment", "clean_loss", "gain", "loss", "perturbed_loss"]
 
@@ -349,8 +349,8 @@ def test_labels_out_of_range_are_named_before_the_first_step():
         compiled().fit(x, y, verbose=0)
     with pytest.raises(ValueError, match=r"Every label must lie in \[0, 5\). Received: 5 for sample 3"):
         compiled().evaluate(x, y, verbose=0)
-    with pytest.raises(ValueError, match=r"shape \(16, 5\)"):
-        compiled().fit(x, np.eye(5)[y % 5], verbose=0)
+    with pytest.raises(ValueError, match=r"shape \(16, 6\)"):
+        compiled().fit(x, np.eye(6)[y % 5], verbose=0)
 
 
 def test_labels_out_of_range_in_a_pipeline_stop_it_with_a_plain_error():
@@ -420,16 +420,61 @@ def test_a_last_batch_of_one_that_is_not_reached_does_not_count():
     assert np.isfinite(fit(compiled(), samples=9, steps_per_epoch=1)["loss"]).all()
 
 
-def test_labels_that_are_none_or_one_hot_are_named():
+def test_labels_may_be_shares_of_classes():
+    """CutMix and mixup give them; rows with a single 1 are what class numbers are."""
     import tensorflow as tf
 
     x, y = tiny_batch(16)
-    one_hot = np.eye(CLASSES, dtype="float32")[y]
-    message = r"Every sample needs one integer label.*shape \(\w+, 5\)"
+    found = []
+    for labels in (y, np.eye(CLASSES)[y], mixed(y)):
+        model = compiled()
+        history = model.fit(x, labels, batch_size=8, shuffle=False, validation_data=(x, labels), verbose=0).history
+        data = tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
+        again = compiled()
+        streamed = again.fit(data, shuffle=False, validation_data=data, verbose=0).history
+        found.append({name: history[name][0] for name in history})
+        assert {name: streamed[name][0] for name in streamed} == pytest.approx(found[-1], rel=1e-5)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[2]["clean_loss"] != pytest.approx(found[0]["clean_loss"], rel=1e-3)
+    np.testing.assert_allclose(
+        found[2]["val_loss"],
+        keras.losses.CategoricalCrossentropy(from_logits=True)(labels, model.predict(x["image"], verbose=0)),
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: 100 * rows, "Received: the least 0.*, (the sum 100 for sample 0 and|sums 100)"),
+        (lambda rows: np.roll(rows, 1, 1) * 1.5 - 0.5 * rows, "at least 0 and add up to 1. Received: the least -0.5"),
+    ],
+)
+def test_shares_that_are_none_are_named(change, message):
+    import tensorflow as tf
+
+    x, y = tiny_batch(16)
+    shares = change(np.eye(CLASSES, dtype="float32")[y])
     with pytest.raises(ValueError, match=message):
-        compiled().train_on_batch(x["image"][:8], keras.ops.convert_to_tensor(one_hot[:8]))
+        compiled().fit(x, shares, verbose=0)
     with pytest.raises(ValueError, match=message):
-        compiled().fit(tf.data.Dataset.from_tensor_slices((x, one_hot)).batch(8), verbose=0)
+        compiled().train_on_batch(x, shares)
+    with pytest.raises(ValueError, match=message):
+        compiled().fit(tf.data.Dataset.from_tensor_slices((x, shares)).batch(8), verbose=0)
+
+
+def test_labels_that_are_none_or_of_other_classes_are_named():
+    import tensorflow as tf
+
+    x, y = tiny_batch(16)
+    others = np.eye(CLASSES + 1, dtype="float32")[y]
+    message = r"Every sample needs one integer label.*the share of each class.*shape \(\w+, 6\)"
+    with pytest.raises(ValueError, match=message):
+        compiled().train_on_batch(x["image"][:8], others[:8])
+    with pytest.raises(ValueError, match=message):
+        compiled().train_on_batch(x["image"][:8], keras.ops.convert_to_tensor(others[:8]))
+    with pytest.raises(ValueError, match=message):
+        compiled().fit(tf.data.Dataset.from_tensor_slices((x, others)).batch(8), verbose=0)
     for data in (x["image"], tf.data.Dataset.from_tensor_slices(x["image"]).batch(8)):
         with pytest.raises(ValueError, match="Every sample needs one integer label.*no labels"):
             compiled().fit(data, verbose=0)

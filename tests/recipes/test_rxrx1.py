@@ -53,10 +53,11 @@ OPTIONS = ("--backbone", "tiny_resnet", "--image-size", 24, "--batch-size", 8, "
 
 
 @pytest.mark.parametrize(
-    "method", ["abra", "erm", *(pytest.param(name, marks=pytest.mark.any_backend) for name in ("dsu", "cutmix"))]
+    "method",
+    ["abra", "erm", *(pytest.param(m, marks=pytest.mark.any_backend) for m in ("dsu", "cutmix", "abra --cutmix"))],
 )
 def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsys):
-    arguments = ("--data", screen, "--method", method, *OPTIONS)
+    arguments = ("--data", screen, "--method", *method.split(), *OPTIONS)
     if method == "abra":
         process = start(tmp_path, *arguments)
         said, errors = process.communicate()
@@ -67,7 +68,8 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
         said = capsys.readouterr().out
     output = tmp_path / "runs" / "rxrx1-0001"
     metrics = json.loads((output / "metrics.json").read_text())
-    assert (metrics["method"], metrics["backend"], metrics["seed"]) == (method, keras.backend.backend(), 0)
+    assert (metrics["method"], metrics["backend"], metrics["seed"]) == (method.split()[0], keras.backend.backend(), 0)
+    assert metrics["options"]["cutmix"] == ("--cutmix" in method)
     assert set(metrics["splits"]) == {"id_test", "val", "test"} and len(metrics["classes"]) == 8
     predictions = pd.read_csv(output / "predictions.csv")
     for name, split in metrics["splits"].items():
@@ -351,6 +353,8 @@ def test_options_of_other_methods_are_refused(recipe, tmp_path):
         recipe.main([*arguments, "--method", "dsu", "--steps", "1"])
     with pytest.raises(ValueError, match="--structure low_rank is of --method abra; received --method arcface"):
         recipe.main([*arguments, "--method", "arcface", "--structure", "low_rank"])
+    with pytest.raises(ValueError, match="--cutmix is for abra, dsu and arcface: plain .* is --method cutmix"):
+        rxrx1.main([*arguments, "--method", "erm", "--cutmix"])
     with pytest.raises(ValueError, match="--perturb-after is of --method abra and dsu: erm perturbs nothing"):
         recipe.main([*arguments, "--method", "erm", "--perturb-after", "stem"])
     assert not (tmp_path / "out").exists()
