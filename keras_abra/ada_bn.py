@@ -9,6 +9,8 @@ from keras_abra import backend
 from keras_abra.models import ABRAModel
 from keras_abra.perturbed_norms import MeasuredNorm, batch_moments, replace_norms
 
+_ONE_DEVICE = "AdaBN is measured on one device, and here batches are divided among "
+
 
 @contextlib.contextmanager
 def ada_bn(model, images, batch_size=32):
@@ -37,7 +39,7 @@ def ada_bn(model, images, batch_size=32):
     """
     replicas = backend.replicas() * backend.devices()
     if replicas > 1:
-        raise ValueError(f"AdaBN is measured on one device, and here batches are divided among {replicas}.")
+        raise ValueError(f"{_ONE_DEVICE}{replicas}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` must be an integer of 1 or more. Received: batch_size={batch_size!r}")
     first = images.get("image") if isinstance(images, dict) else images
@@ -45,6 +47,9 @@ def ada_bn(model, images, batch_size=32):
     if (len(first) if array else int(images.cardinality()) if hasattr(images, "cardinality") else None) == 0:
         raise ValueError("No images were given. Expected those of one experiment.")
     measured = _Measured(model)
+    strategy = getattr(measured, "distribute_strategy", None)  # TensorFlow's, if this is its scope
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        raise ValueError(f"{_ONE_DEVICE}{strategy.num_replicas_in_sync}. Call it outside the strategy's scope.")
     *moments, counts = measured.predict(images, batch_size=batch_size if array else None, verbose=0)
     if max(counts) < 2:  # of one image the embedding would be that of every other
         raise ValueError("AdaBN needs mini-batches of 2 images or more. Received: one image in each.")

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_abra.kinds import is_integer, is_number
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
 from keras_abra.perturbed_norms import PERTURBED_NORMS
@@ -14,6 +15,8 @@ NO_SAMPLE = (
     "keras_abra: A training batch left a replica without a sample. Expected: at least one for each replica of the "
     "distribution strategy. Leave a small last batch out (drop_remainder=True). [keras_abra]"
 )
+
+_OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "crossentropy", "ce")
 
 
 def unpack_inputs(inputs, expected):
@@ -71,7 +74,7 @@ def has_shares(y, num_classes):
 
 
 def check_metrics(arguments, names):
-    """Raises a ValueError if a metric of `compile` would be taken for one of our logs.
+    """Raises a ValueError if a metric of `compile` would be taken for one of our logs, or takes probabilities.
 
     Args:
         arguments: dict of those of `compile`.
@@ -80,6 +83,11 @@ def check_metrics(arguments, names):
     metrics = [arguments.get("metrics"), arguments.get("weighted_metrics")]
     for metric in keras.tree.flatten(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", None))
+        if name in _OF_PROBABILITIES and not isinstance(metric, keras.metrics.Metric):
+            raise ValueError(
+                f"The metric {name!r} takes probabilities, and ABRAModel predicts logits. `evaluate` gives their "
+                "cross-entropy as `loss`; or give keras.metrics.SparseCategoricalCrossentropy(from_logits=True)."
+            )
         if name in names:
             raise ValueError(f"A metric may not be called {name!r}, as a log of ABRAModel is. Give it another name.")
 
@@ -126,13 +134,13 @@ def check_arguments(
             )
     if uncertainty.radius is None:
         raise ValueError("`uncertainty` needs a radius: the search must know how far it may go. Received: radius=None")
-    if embedding_dim is not None and not (isinstance(embedding_dim, int) and embedding_dim >= 1):
+    if embedding_dim is not None and not (is_integer(embedding_dim) and embedding_dim >= 1):
         raise ValueError(f"`embedding_dim` must be a positive integer or None. Received: {embedding_dim!r}")
-    if not (isinstance(perturbed_weight, int | float) and 0 <= perturbed_weight < float("inf")):
+    if not (is_number(perturbed_weight) and 0 <= perturbed_weight < float("inf")):
         raise ValueError(f"`perturbed_weight` must be a number of at least 0. Received: {perturbed_weight!r}")
     if perturbed_norms not in PERTURBED_NORMS:
         raise ValueError(f"`perturbed_norms` must be one of {PERTURBED_NORMS}. Received: {perturbed_norms!r}")
-    whole = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
+    whole = is_integer(warmup) and warmup >= 0
     if not (whole or (isinstance(warmup, float) and 0 <= warmup < 1)):
         raise ValueError(
             f"`warmup` must be a number of steps (int >= 0) or a share of all steps (float in [0, 1)). "

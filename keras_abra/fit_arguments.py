@@ -219,10 +219,11 @@ def _check_range(name, values, limit):
         raise ValueError(
             f"Every sample needs one integer {name}, shape (samples,){shares}. Received: shape {values.shape}"
         )
-    wrong = np.flatnonzero(~((values.ravel() >= 0) & (values.ravel() < limit)))
+    values = values.ravel()
+    wrong = np.flatnonzero(~((values >= 0) & (values < limit) & (values == np.floor(values))))
     if wrong.size:
         raise ValueError(
-            f"Every {name} must lie in [0, {limit}). Received: {values.ravel()[wrong[0]]} for sample {wrong[0]}"
+            f"Every {name} must be an integer in [0, {limit}). Received: {values[wrong[0]]} for sample {wrong[0]}"
             f"{f' and {wrong.size - 1} more' if wrong.size > 1 else ''}"
         )
 
@@ -259,9 +260,10 @@ def _checked(tf, model, batch, limits, training):
     for name, limit in limits.items():
         if values[name] is None:
             continue
-        ids = tf.cast(values[name], tf.int64)
-        message = f"{_MARK}Every {name} must lie in [0, {limit}). Received: "
-        wrong = tf.boolean_mask(ids, (ids < 0) | (ids >= limit))
+        ids = values[name] if values[name].dtype.is_floating else tf.cast(values[name], tf.int64)
+        message = f"{_MARK}Every {name} must be an integer in [0, {limit}). Received: "
+        good = (ids >= 0) & (ids < limit) & (tf.floor(ids) == ids if ids.dtype.is_floating else True)
+        wrong = tf.boolean_mask(ids, ~good)  # NaN among it
         asserts.append(
             tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [tf.strings.join([message, _text(tf, wrong), _END])])
         )

@@ -98,6 +98,8 @@ class SharedMomentsNorm(keras.layers.Layer):
     """
 
     def __init__(self, norm):
+        if getattr(norm, "renorm", False):
+            raise ValueError(f"batch renormalization, at {norm.name}, which 'clean' does not know")
         super().__init__(name=f"{norm.name}_shared", dtype=norm.dtype_policy)
         self.norm = norm
 
@@ -158,12 +160,29 @@ def replace_norms(model, make):
 
     Returns:
         A new `keras.Model`.
+
+    Raises:
+        ValueError: if the model is another one, or a layer of it has batch normalizations inside, where none can be
+            put in their place.
     """
+    replaced = []
 
     def clone(layer):
-        return make(layer) if isinstance(layer, keras.layers.BatchNormalization) else layer
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            return layer
+        replaced.append(id(layer))
+        return make(layer)
 
-    return keras.models.clone_model(model, clone_function=clone, recursive=True)
+    other = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    norms = [layer for layer in layers_within(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    if inside := [norm.path for norm in norms if id(norm) not in replaced]:
+        raise ValueError(f"batch normalizations inside of other layers: {', '.join(inside)}")
+    return other
+
+
+def layers_within(model):
+    """All layers of a model, those inside of its layers and sub-models too."""
+    return list(model._flatten_layers(include_self=False))
 
 
 def twin(layer):

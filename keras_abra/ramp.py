@@ -23,13 +23,13 @@ class Ramp(keras.layers.Layer):
         self.built = True
 
     def start(self, length):
-        """Sets the length in optimizer steps, unless a length was set before: a resumed run keeps its ramp."""
-        if not self.is_set():
+        """Sets the length in optimizer steps, unless the ramp has begun: a resumed run keeps its own."""
+        if not self.has_begun():
             self.progress.assign([ops.convert_to_numpy(self.progress)[0], float(length)])
 
-    def is_set(self):
-        """Whether a length above 0 was set."""
-        return bool(ops.convert_to_numpy(self.progress)[1] != 0)
+    def has_begun(self):
+        """Whether a length above 0 was set, and a step taken since."""
+        return bool(ops.convert_to_numpy(self.progress).all())
 
     def advance(self, steps):
         """Adds optimizer steps (a tensor: skipped and accumulated steps do not count)."""

@@ -60,9 +60,14 @@ class ResumableRun(keras.callbacks.Callback):
 
     Checkpoints are written at the end of each epoch, every `every` steps, and when SIGTERM asks the process to leave:
     it finishes the step, saves, and leaves with exit code 75 (`EXIT_CODE`, "try again later"), in validation after a
-    batch of it. After 20 s without an end of a step it leaves without saving. SIGTERM can be caught in the main thread
-    only. Of several processes it is enough that one is asked: they agree after each step, and leave together. Each
-    checkpoint is written aside, synced, renamed, and has checksums; the last two are kept.
+    batch of it. Without `parts`, which alone go on inside an epoch, it leaves without saving. So it does after 20 s
+    without an end of a step. SIGTERM can be caught in the main thread only. Each checkpoint is written aside, synced,
+    renamed, and has checksums; the last two are kept.
+
+    In several processes the first one writes, to a folder that all of them share; `parts` and `position` are to be
+    asked in every one. It is enough that one is asked to leave: they agree after each step, and leave together. The
+    global generators go on in all of them from the first one's state: a random order of data must be a function of
+    epoch and process there.
 
     Of a model with several optimizers only `model.optimizer` is stored.
 
@@ -141,7 +146,12 @@ class ResumableRun(keras.callbacks.Callback):
 
     def _newest(self):
         backend.wait_for_processes()  # the one that writes may still be writing
-        return read_checkpoint(self.folder, clean=not backend.process_index())
+        found = read_checkpoint(self.folder, clean=not backend.process_index())
+        if backend.in_any_process(found is None) and backend.in_any_process(found is not None):
+            raise ValueError(
+                f"Some processes see a checkpoint in {self.folder}, and others none. Name a folder that all share."
+            )
+        return found
 
     def _forget(self):
         self._rows, self._epochs = {}, []
@@ -394,6 +404,7 @@ class ResumableRun(keras.callbacks.Callback):
     def _leave_if_asked(self, save, metrics=None):
         if backend.in_any_process(self._termination.asked):  # all leave after the same step
             if save:
+                self._termination.wait()
                 self._save(self._epoch, self._step, metrics)
             self._termination.leave()
 

@@ -32,11 +32,15 @@ class Termination:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
+        self.wait()
+        if again and self.asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def wait(self):
+        """No longer ends the process by itself: the question was asked, and what follows may take its time."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if again and self.asked:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def leave(self):
         """Ends the program.
@@ -60,7 +64,7 @@ class Termination:
             self._timer.start()
 
     def _give_up(self):
-        self._print(f" no step ended within {self.grace:g} s;")
+        self._print(f" neither a step nor the writing of a checkpoint ended within {self.grace:g} s;")
         os._exit(self.code)
 
     def _print(self, text):

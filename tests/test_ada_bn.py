@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_abra import ada_bn, backend, embedding_neck
+from keras_abra import ABRAModel, ada_bn, backend, embedding_neck
 from tests.tiny import tiny_batch, tiny_model
 
 IMAGES = np.random.default_rng(0).gamma(2.0, size=(12, 4, 4, 2)).astype("float32")
@@ -96,6 +96,44 @@ def test_without_batch_normalization_it_is_refused():
     with pytest.raises(ValueError, match="a model of Functional and Sequential models. Received"):
         with ada_bn(Subclassed(), IMAGES):
             pass
+
+
+class Block(keras.layers.Layer):
+    """With a batch normalization of its own, as blocks of other packages have."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = keras.layers.BatchNormalization(name="inner")
+
+    def call(self, x, training=None):
+        return self.norm(x, training=training)
+
+
+def test_normalizations_inside_of_layers_are_named():
+    image = keras.Input((4, 4, 2))
+    x = keras.layers.BatchNormalization()(Block(name="block")(image))
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(x))
+    with pytest.raises(ValueError, match="batch normalizations inside of other layers: .*inner"):
+        with ada_bn(model, IMAGES):
+            pass
+    backbone = keras.Model(image, Block()(keras.layers.Conv2D(3, 3, name="stem")(image)))
+    for kind in ("clean", "moving", "auxiliary"):
+        with pytest.raises(ValueError, match="batch normalizations inside of other layers: .*inner"):
+            ABRAModel(backbone, 5, ["stem"], perturbed_norms=kind)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="MirroredStrategy is TensorFlow's")
+def test_in_the_scope_of_a_strategy_it_is_refused_and_outside_it_is_that_of_one_device():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = network()
+        with pytest.raises(ValueError, match="among 2. Call it outside the strategy's scope"):
+            with ada_bn(model, IMAGES):
+                pass
+    plain = network()
+    with ada_bn(model, IMAGES), ada_bn(plain, IMAGES):
+        found, expected = (np.array(m.get_layer("norm").moving_mean) for m in (model, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_it_is_refused_where_batches_are_divided(monkeypatch):

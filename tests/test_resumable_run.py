@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_abra import ABRAModel, ResumableRun, run_state
+from keras_abra import ABRAModel, ResumableRun, resumable_run, run_state
 from tests.processes import ROOT, xla_flags
 from tfrecords import build_records, write_screen
 
@@ -593,8 +593,31 @@ def test_a_step_that_does_not_end_does_not_hold_the_process(tmp_path):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ResumableRun.EXIT_CODE
     said = (tmp_path / "said").read_text()
-    assert "SIGTERM: no step ended within 0.2 s; left in epoch 0 before step 0" in said
+    assert "SIGTERM: neither a step nor the writing of a checkpoint ended within 0.2 s; left in epoch 0 before" in said
     assert fit(tmp_path, epochs=3)[1].epoch == [0, 1, 2]
+
+
+def test_the_checkpoint_that_is_written_on_leaving_may_take_its_time(tmp_path, monkeypatch):
+    write, ended = resumable_run.write_checkpoint, []
+
+    def slow(*args):
+        time.sleep(1.0)
+        return write(*args)
+
+    monkeypatch.setattr(resumable_run, "write_checkpoint", slow)
+    monkeypatch.setattr(ResumableRun, "GRACE", 0.5)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    run = ResumableRun(tmp_path, every=100)
+    with pytest.raises(SystemExit, match="75"):
+        for part in run.parts(3):
+            plain_model().fit(Batches(0, 2), epochs=part.epochs, verbose=0, shuffle=False, callbacks=[run])
+    assert not ended and ResumableRun(tmp_path).position > (0, 0)
+
+
+def test_a_folder_that_not_all_processes_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(resumable_run.backend, "in_any_process", lambda flag: True)
+    with pytest.raises(ValueError, match="Some processes see a checkpoint in .*, and others none. .* that all share"):
+        list(ResumableRun(tmp_path).parts(1))
 
 
 def test_a_full_disk_ends_training_and_the_checkpoint_before_stays(tmp_path):

@@ -1,7 +1,7 @@
-import numbers
-
 import keras
 from keras import ops
+
+from keras_abra.kinds import is_integer, plain
 
 _TINY = 1e-12  # floor of a squared norm: a zero vector gets cosine 0 and a finite gradient
 
@@ -48,7 +48,7 @@ class CosineHead(keras.layers.Layer):
     def __init__(self, num_classes, kernel_initializer="glorot_uniform", **kwargs):
         kwargs.pop("autocast", None)
         super().__init__(autocast=False, **kwargs)
-        if not isinstance(num_classes, numbers.Integral) or isinstance(num_classes, bool) or num_classes < 2:
+        if not (is_integer(plain(num_classes)) and num_classes >= 2):
             raise ValueError(
                 f"`num_classes` must be an integer of at least 2: a cosine softmax needs classes to tell apart. "
                 f"Received: num_classes={num_classes!r}"

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_abra import backend, uncertainty
 from keras_abra.feature_statistics import feature_statistics, shift_statistics
+from keras_abra.kinds import is_integer, is_number, plain
 
 STRUCTURES = ("diagonal", "low_rank", "domain")
 STARTS = ("noise", "zero")
@@ -136,21 +137,24 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
+        numbers = (radius, probability, perturbed_share, steps, step_size, adversary_every, num_experiments)
+        numbers = map(plain, numbers)
+        radius, probability, perturbed_share, steps, step_size, adversary_every, num_experiments = numbers
         if structure not in STRUCTURES:
             raise ValueError(f"`structure` must be one of {STRUCTURES}. Received: {structure!r}")
-        if radius is not None and not (_is_number(radius) and 0 < radius < math.inf):
+        if radius is not None and not (is_number(radius) and 0 < radius < math.inf):
             raise ValueError(f"`radius` must be a positive number, or None for DSU's draw. Received: {radius!r}")
         for name, value in (("probability", probability), ("perturbed_share", perturbed_share)):
-            if not (_is_number(value) and 0 < value <= 1):
+            if not (is_number(value) and 0 < value <= 1):
                 raise ValueError(f"`{name}` must lie in (0, 1]. Received: {value!r}")
-        if not (isinstance(steps, int) and steps >= 0):
+        if not (is_integer(steps) and steps >= 0):
             raise ValueError(f"`steps` must be an integer of at least 0. Received: {steps!r}")
-        if not (_is_number(step_size) and 0 <= step_size < math.inf):
+        if not (is_number(step_size) and 0 <= step_size < math.inf):
             raise ValueError(f"`step_size` must be a number of at least 0. Received: {step_size!r}")
         for name, value, choices in (("start", start, STARTS), ("search_loss", search_loss, SEARCH_LOSSES)):
             if value not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
-        if not (isinstance(adversary_every, int) and adversary_every >= 1):
+        if not (is_integer(adversary_every) and adversary_every >= 1):
             raise ValueError(f"`adversary_every` must be an integer of at least 1. Received: {adversary_every!r}")
         if start == "zero" and steps == 0:
             raise ValueError(
@@ -347,10 +351,6 @@ def _same_experiment(experiment):
     return ops.cast(own == ops.transpose(backend.global_rows(own)), "float32")
 
 
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _check_experiments(structure, num_experiments, groups):
     if structure != "domain":
         if num_experiments is not None or groups is not None:
@@ -359,7 +359,7 @@ def _check_experiments(structure, num_experiments, groups):
                 f"Received: structure={structure!r}, num_experiments={num_experiments}, experiment_groups={groups}"
             )
         return
-    if not (isinstance(num_experiments, int) and num_experiments >= 2):
+    if not (is_integer(num_experiments) and num_experiments >= 2):
         raise ValueError(
             f"Structure 'domain' is what differs between experiments: `num_experiments` must be an integer of at least "
             f"2. Received: {num_experiments!r}"

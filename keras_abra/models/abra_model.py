@@ -7,12 +7,13 @@ from keras_abra import backend, checks, fit_arguments
 from keras_abra.backbone_cut import cut_backbone
 from keras_abra.feature_statistics import shift_statistics
 from keras_abra.fused_step import fused_step
+from keras_abra.kinds import plain
 from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
 from keras_abra.layers.feature_statistics_uncertainty import apart
 from keras_abra.losses import ArcFace, DistributionAlignment, softmax_cross_entropy
 from keras_abra.models.embedder import Embedder
 from keras_abra.neck import embedding_neck
-from keras_abra.perturbed_norms import Branches
+from keras_abra.perturbed_norms import Branches, layers_within
 from keras_abra.ramp import Ramp
 
 LOGS = ("clean_loss", "perturbed_loss", "alignment", "gain")
@@ -31,8 +32,7 @@ class ABRAModel(backend.Trainer, keras.Model):
     The step is fused: with f the share of the compute behind the first perturbed stage it costs 1 + f ordinary steps.
     `evaluate` and `predict` are those of the plain network: no perturbation, no experiment ids, no margin.
 
-    Layers may be frozen by `trainable = False`, with a `compile` after it. A saved model keeps that of the backbone's
-    layers; neck and head train again when it is loaded.
+    Layers may be frozen by `trainable = False`, with a `compile` after it; a saved model keeps that.
 
     Reference: an independent reconstruction of arXiv 2603.05622; the README says what is known of the paper.
 
@@ -105,6 +105,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # images go to the backbone as they are, as they do in training
+        numbers = (num_classes, embedding_dim, perturbed_weight, warmup)
+        num_classes, embedding_dim, perturbed_weight, warmup = map(plain, numbers)
         self._template = _Untracked(FeatureStatisticsUncertainty() if uncertainty is None else uncertainty)
         self.loss_function = ArcFace() if loss is None else loss
         self.alignment = DistributionAlignment() if alignment is None else alignment
@@ -142,7 +144,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         if embedding_dim is not None:
             synchronized = any(
                 isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized
-                for layer in _layers_within(backbone)
+                for layer in layers_within(backbone)
             )
             self.neck = embedding_neck(features, embedding_dim, self.dtype_policy, synchronized)
         self.head = CosineHead(num_classes, dtype=self.dtype_policy, name="head")
@@ -230,7 +232,7 @@ class ABRAModel(backend.Trainer, keras.Model):
     def mask_seeds(self):
         """Seeds of the network's random masks (dropout), of which each replica needs its own; whether a stage inside
         the backbone acts is for all replicas to decide alike."""
-        inside = [layer for layer in _layers_within(self.backbone) if isinstance(layer, FeatureStatisticsUncertainty)]
+        inside = [layer for layer in layers_within(self.backbone) if isinstance(layer, FeatureStatisticsUncertainty)]
         alike = {id(v) for layer in [*inside, *self.stages] for v in layer.non_trainable_variables}
         seeds = [v for v in self.non_trainable_variables if v.path.endswith("seed_generator_state")]
         return [v for v in seeds if id(v) not in alike]
@@ -361,7 +363,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         arguments = fit_arguments.bind(super().fit, args, kwargs)
         fit_arguments.check(self, arguments)
         self._set_skipping(fit_arguments.watch_finite(arguments))
-        if isinstance(self.warmup, float) and not self.ramp.is_set():
+        if isinstance(self.warmup, float) and not self.ramp.has_begun():
             self.ramp.start(fit_arguments.ramp_length(self, arguments))
         with fit_arguments.plain_errors():
             return super().fit(**arguments)
@@ -418,13 +420,24 @@ class ABRAModel(backend.Trainer, keras.Model):
             "perturbed_norms": self.perturbed_norms,
             "warmup": self.warmup,
             "class_names": self.class_names,
+            "frozen": [i for i, layer in enumerate(self._own_layers()) if not layer.trainable],
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         names = ("backbone", "uncertainty", "loss", "alignment")
         objects = {n: keras.saving.deserialize_keras_object(config[n], custom_objects=custom_objects) for n in names}
-        return cls(**{**config, **objects})
+        config = {**config, **objects}
+        frozen = config.pop("frozen", ())
+        model = cls(**config)
+        own = model._own_layers()
+        for i in frozen:
+            own[i].trainable = False
+        return model
+
+    def _own_layers(self):
+        """Those of neck and head, which no config but this one knows."""
+        return [*(self.neck.layers if self.neck else ()), self.head]
 
 
 class _Untracked:
@@ -437,18 +450,10 @@ class _Untracked:
 
 class _CrossEntropy(keras.losses.Loss):
     def __init__(self):
-        super().__init__(name="cross_entropy")
+        super().__init__(name="cross_entropy", dtype="float32")  # another `floatx` would round the labels
 
     def call(self, y_true, y_pred):
         return softmax_cross_entropy(y_true, y_pred)
-
-
-def _layers_within(model):
-    """The layers of a model and of the models in it."""
-    for layer in model.layers:
-        yield layer
-        if isinstance(layer, keras.Model):
-            yield from _layers_within(layer)
 
 
 def _pooling(output, dtype):

@@ -1,4 +1,5 @@
 import contextlib
+import inspect
 import json
 from typing import Any, NamedTuple
 
@@ -49,12 +50,13 @@ class ABRAHyperModel(keras_tuner.HyperModel):
     experiments are for the end. `build` compiles the model itself: leave the tuner's `optimizer`, `loss` and `metrics`
     alone, or it compiles again without the schedule.
 
-    Hyperparameters and their default spaces (and defaults: the package's own): `margin` 0 to 0.6 radians (0.5), `scale`
-    8 to 64 (30), `warmup` 0 to 0.3 of the steps (0.1), `stages` (the first that is given), `radius` 0.05 to 1 (0.15),
-    `steps` 0, 1 or 3 (0), `step_size` 0.1 to 2 radii (0.5), `alignment` (symmetric_kl) and `alignment_weight` 0.1 to 10
-    (1), `learning_rate` 1e-4 to 1e-2 (1e-3), `weight_decay` 1e-6 to 0.1 (1e-5). Scale, radius, step size, weight,
-    learning rate and decay are searched by their logarithm. What a choice makes meaningless is not searched: the
-    adversary's where no stage is perturbed, the step size where K is 0, the weight where there is no alignment.
+    Hyperparameters and their default spaces (and defaults: the package's own): `margin` 0 to 0.6 radians (0.5; with
+    `CosFace` 0.35), `scale` 8 to 64 (30), `warmup` 0 to 0.3 of the steps (0.1), `stages` (the first that is given),
+    `radius` 0.05 to 1 (0.15), `steps` 0, 1 or 3 (0), `step_size` 0.1 to 2 radii (0.5), `alignment` (symmetric_kl) and
+    `alignment_weight` 0.1 to 10 (1), `learning_rate` 1e-4 to 1e-2 (1e-3), `weight_decay` 1e-6 to 0.1 (1e-5). Scale,
+    radius, step size, weight, learning rate and decay are searched by their logarithm. What a choice makes meaningless
+    is not searched: the adversary's where no stage is perturbed, the step size where K is 0, the weight where there is
+    no alignment.
 
     Weights, noise and order of every execution are those of one seed: the first execution of a trial has `seed`, the
     next `seed + 1` and so on, so that a setting that was found can be trained again by itself.
@@ -125,16 +127,16 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         self.uncertainty = dict(uncertainty or {})
         if both := sorted(self.uncertainty.keys() & SPACES.keys()):
             raise ValueError(f"`uncertainty` names {', '.join(both)}: give that in `search` or in `fixed`.")
-        self.search, self.fixed = search, fixed
+        if not (isinstance(loss, type) and issubclass(loss, ArcFace | CosFace)):
+            raise ValueError(f"`loss` must be a class, ArcFace or CosFace: its margin is searched. Received: {loss!r}")
+        self.search, self.fixed, self.loss = search, fixed, loss
         for steps in self._choices("steps"):
             try:
                 FeatureStatisticsUncertainty(steps=steps, **self.uncertainty)
             except ValueError as error:
                 hint = "" if "steps" in fixed else " (`steps` is searched or 0: give others in `search` or `fixed`)"
                 raise ValueError(f"`uncertainty` is refused with steps={steps}{hint}: {error}") from error
-        if not (isinstance(loss, type) and issubclass(loss, ArcFace | CosFace)):
-            raise ValueError(f"`loss` must be a class, ArcFace or CosFace: its margin is searched. Received: {loss!r}")
-        self.loss, self.alignment = loss, dict(alignment or {})
+        self.alignment = dict(alignment or {})
         if both := sorted(self.alignment.keys() & {"kind", "weight"}):
             raise ValueError(
                 f"`alignment` names {', '.join(both)}: give `alignment`, `alignment_weight` in `search` or in `fixed`."
@@ -174,7 +176,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
                 if name in self.search:
                     value = self._declare(hp, name)
                 else:
-                    value = self.fixed.get(name, next(iter(self.stages)) if name == "stages" else space.default)
+                    value = self.fixed.get(name, self._default(name))
                 if meaningful:
                     values[name] = value
         return values
@@ -217,10 +219,15 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         """Seed of the next execution of a setting: `seed` plus the number of those that were fitted in this process."""
         return self.seed + self._fits.get(_key(hp), 0)
 
+    def _default(self, name):
+        if name == "stages":
+            return next(iter(self.stages))
+        own = inspect.signature(self.loss).parameters.get(name)  # CosFace's margin is another one than ArcFace's
+        return SPACES[name].default if own is None else own.default
+
     def _choices(self, name):
         if name in self.fixed or name not in self.search:
-            value = self.fixed.get(name, SPACES[name].default)
-            return [next(iter(self.stages)) if value is None else value]
+            return [self.fixed.get(name, self._default(name))]
         if name == "stages":
             return list(self.search[name] or self.stages)
         return list(self.search[name] or SPACES[name].values)
@@ -233,10 +240,11 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         space, given = SPACES[name], self.search[name]
         values = self._choices(name) if name == "stages" else given or space.values
         if isinstance(values, list):
-            default = space.default if space.default in values else values[0]
+            own = name != "stages" and self._default(name) in values
+            default = self._default(name) if own else values[0]
             return hp.Choice(name, values, default=default)
         low, high = values
-        default = min(max(space.default, low), high)
+        default = min(max(self._default(name), low), high)
         sampling = "log" if space.log and low > 0 else "linear"
         return hp.Float(name, low, high, sampling=sampling, default=default)
 

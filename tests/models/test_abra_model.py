@@ -1,4 +1,5 @@
 import collections
+import json
 
 import keras
 import numpy as np
@@ -263,6 +264,18 @@ def test_a_share_of_the_steps_is_the_length_of_the_ramp_and_is_kept():
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [20, 2])
 
 
+def test_a_fit_that_took_no_step_leaves_no_ramp():
+    def broken():
+        raise OSError("no such file")
+        yield
+
+    model = compiled(warmup=0.25, perturb_after=())
+    with pytest.raises(Exception, match="no such file"):
+        model.fit(broken(), steps_per_epoch=4, epochs=1, verbose=0)
+    fit(model, epochs=4)  # 8 steps
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [8, 2])
+
+
 def test_a_share_is_of_the_epochs_that_are_run():
     model = compiled(warmup=0.5)
     x, y = tiny_batch(16)
@@ -345,9 +358,9 @@ def test_bad_images_are_named(image, message):
 def test_labels_out_of_range_are_named_before_the_first_step():
     x, y = tiny_batch(16)
     y[3] = CLASSES
-    with pytest.raises(ValueError, match=r"Every label must lie in \[0, 5\). Received: 5 for sample 3"):
+    with pytest.raises(ValueError, match=r"Every label must be an integer in \[0, 5\). Received: 5 for sample 3"):
         compiled().fit(x, y, verbose=0)
-    with pytest.raises(ValueError, match=r"Every label must lie in \[0, 5\). Received: 5 for sample 3"):
+    with pytest.raises(ValueError, match=r"Every label must be an integer in \[0, 5\). Received: 5 for sample 3"):
         compiled().evaluate(x, y, verbose=0)
     with pytest.raises(ValueError, match=r"shape \(16, 6\)"):
         compiled().fit(x, np.eye(6)[y % 5], verbose=0)
@@ -359,14 +372,16 @@ def test_labels_out_of_range_in_a_pipeline_stop_it_with_a_plain_error():
     x, y = tiny_batch(16)
     y[11] = -1
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    with pytest.raises(ValueError, match=r"Every label must lie in \[0, 5\). Received: -1"):
+    with pytest.raises(ValueError, match=r"Every label must be an integer in \[0, 5\). Received: -1"):
         compiled().fit(dataset, verbose=0)
 
 
 def test_experiment_ids_out_of_range_are_named():
     x, y = tiny_batch(16)
     x["experiment"][2] = 3
-    with pytest.raises(ValueError, match=r"Every experiment id must lie in \[0, 3\). Received: 3 for sample 2"):
+    with pytest.raises(
+        ValueError, match=r"Every experiment id must be an integer in \[0, 3\). Received: 3 for sample 2"
+    ):
         compiled("domain").fit(x, y, verbose=0)
 
 
@@ -494,6 +509,64 @@ def test_a_frozen_model_trains_nothing_and_does_not_fail():
     before = keras.ops.convert_to_numpy(model.head.kernel)
     assert np.isfinite(fit(model)["loss"]).all()
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.head.kernel), before)
+
+
+@pytest.mark.parametrize("frozen", ["neck", "head", "dense"])
+def test_what_is_frozen_of_neck_and_head_stays_so_when_it_is_saved(frozen, tmp_path):
+    model = tiny_model()
+    layer = model.neck.layers[1] if frozen == "dense" else getattr(model, frozen)
+    layer.trainable = False
+    model.compile("adam", run_eagerly=True)
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    names = [[v.path for v in m.trainable_variables] for m in (model, again)]
+    assert names[0] == names[1] and len(names[0]) < len(tiny_model().trainable_variables)
+    assert int(again.optimizer.iterations) == int(model.optimizer.iterations) > 0
+
+
+def test_numbers_may_be_those_of_numpy():
+    model = ABRAModel(
+        tiny_backbone(),
+        np.int64(CLASSES),
+        ["stem"],
+        embedding_dim=np.int64(6),
+        uncertainty=FeatureStatisticsUncertainty("domain", radius=np.float32(0.5), num_experiments=np.int32(3)),
+        perturbed_weight=np.float32(0.5),
+        warmup=np.int64(3),
+    )
+    assert json.loads(json.dumps(model.uncertainty.get_config()))["radius"] == 0.5
+    again = ABRAModel.from_config(json.loads(json.dumps(model.get_config())))
+    assert (again.num_classes, again.embedding_dim, again.warmup) == (CLASSES, 6, 3)
+    for wrong in (True, np.bool_(True), np.float64(1.0)):
+        with pytest.raises(ValueError, match="`steps` must be an integer of at least 0"):
+            FeatureStatisticsUncertainty(steps=wrong)
+
+
+@pytest.mark.parametrize("metric", ["sparse_categorical_crossentropy", keras.losses.categorical_crossentropy])
+def test_metrics_of_probabilities_are_refused(metric):
+    with pytest.raises(
+        ValueError, match="categorical_crossentropy' takes probabilities, and ABRAModel predicts logits"
+    ):
+        tiny_model().compile("sgd", metrics=[metric])
+    tiny_model().compile("sgd", metrics=[keras.metrics.SparseCategoricalCrossentropy(from_logits=True)])
+
+
+def test_labels_and_ids_that_are_fractions_are_named():
+    import tensorflow as tf
+
+    x, y = tiny_batch(16)
+    model = compiled("domain")
+    for name, inputs, labels in (
+        ("label", x, y + 0.5),
+        ("label", x, np.where(y > 3, np.nan, y)),
+        ("experiment id", {**x, "experiment": 0.5 * x["experiment"]}, y),
+    ):
+        message = rf"Every {name} must be an integer in \[0, \d\). Received: (\d\.5|nan)"
+        with pytest.raises(ValueError, match=message):
+            model.fit(inputs, labels, verbose=0)
+        with pytest.raises(ValueError, match=message):
+            model.fit(tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(8), verbose=0)
 
 
 def test_tokens_are_pooled_and_other_shapes_refused():

@@ -137,7 +137,7 @@ def test_another_margin_and_more_arguments_of_alignment():
     hp = keras_tuner.HyperParameters()
     model = hypermodel(loss=CosFace, alignment={"two_sided": True}, fixed={"warmup": 0.2, "alignment": "mmd"})
     made = model.make(model.settings(hp))
-    assert (type(made.loss_function), made.loss_function.margin) == (CosFace, 0.5)
+    assert (type(made.loss_function), made.loss_function.margin) == (CosFace, 0.35)
     assert (made.alignment.kind, made.alignment.two_sided) == ("mmd", True)
     model = hypermodel(alignment={"two_sided": True}, fixed={"alignment": "none"})
     assert model.make(model.settings(hp)).alignment.weight == 0

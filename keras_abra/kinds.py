@@ -1,0 +1,16 @@
+"""Numbers as arguments, Python's and NumPy's alike."""
+
+import numpy as np
+
+
+def plain(value):
+    """A NumPy scalar as Python's number, which a config can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
