@@ -81,6 +81,12 @@ def kinds_to_name(records):
     return ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else KINDS
 
 
+def images_of(records):
+    """How the records' images came from the files: what a model must be given alike."""
+    options = read_manifest(records)["options"]
+    return {name: options.get(name) for name in ("crop", "image_size", "intensity")}
+
+
 def hash_shards(records):
     """What tells these records from all others."""
     shards = json.dumps(read_manifest(records)["shards"])  # their checksums among it

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pandas as pd
-from job import as_command, folder_or_url, kinds_to_name
+from job import as_command, folder_or_url, images_of, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score_labelled
 
@@ -45,6 +45,11 @@ def main(argv=None):
         print(
             f"WARNING: the model was trained on the channels {job['channels']}, and these records have {found}. Where "
             "that is more than other names for the same stains, its answers mean nothing."
+        )
+    if job["images"] not in (None, found := images_of(args.records)):
+        print(
+            f"WARNING: the model was trained on images of {job['images']}, and these records have {found}. Build them "
+            "with the same options, unless another microscope needs others to come to the same scale and brightness."
         )
     normalize = normalization(args.records, args.split, job["normalize"], kinds)
     counts = list_sites(args.records, args.split, kinds)["experiment"].value_counts()
@@ -98,14 +103,15 @@ def parse(argv):
 
 def read_job(model, normalize):
     """What the job that wrote the model says of it: `normalize`, unless it is given; `classes`, their names in the
-    model's order; the `kinds` of wells that it was trained on and their `channels` (None where it does not say)."""
+    model's order; the `kinds` of wells that it was trained on, their `channels`, and of the `images` how they came from
+    the files (None where it does not say)."""
     file = model.with_name("metrics.json")
     if not file.is_file() and normalize is None:
         raise ValueError(f"There is no {file}, which would say how images were standardized. Pass --normalize.")
     try:
         job = json.loads(file.read_text()) if file.is_file() else {}
         job = {"normalize": normalize or job.get("normalize", "image")} | {
-            name: job.get(name) for name in ("classes", "kinds", "channels")
+            name: job.get(name) for name in ("classes", "kinds", "channels", "images")
         }
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is none of a job: {error}") from error

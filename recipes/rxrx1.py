@@ -41,6 +41,7 @@ from job import (
     finished,
     fit,
     folder_or_url,
+    images_of,
     is_built,
     kinds_to_name,
     make_output,
@@ -190,7 +191,8 @@ def main(argv=None):
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score_labelled(sites, logits)
-    metrics |= {"channels": channel_names(read_manifest(records)), "kinds": [*kinds], "classes": names}
+    metrics |= {"images": images_of(records), "kinds": [*kinds], "classes": names}
+    metrics["channels"] = channel_names(read_manifest(records))
     metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)
     print_scores(metrics)

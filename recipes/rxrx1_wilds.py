@@ -39,6 +39,7 @@ from job import (
     finished,
     fit,
     folder_or_url,
+    images_of,
     is_built,
     make_output,
     predict,
@@ -102,7 +103,7 @@ def main(argv=None):
         check_records(records, is_embedded(args))
         names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
-        labelled = say_unlabelled(splits)
+        labelled = [split for split in say_unlabelled(splits) if has_labelled_treatments(split, splits[split])]
         options = {"batch_size": settings["batch_size"], "kinds": KINDS, "worker": distribution.worker}
         read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)
         options = distribution.evaluation(options)
@@ -143,6 +144,7 @@ def main(argv=None):
             metrics["wilds"][split] = wilds_metrics(metrics["splits"][split])
     metrics |= {
         "normalize": "image",
+        "images": images_of(records),
         "channels": channel_names(read_manifest(records)),
         "kinds": [*KINDS],
         "classes": names,
@@ -152,6 +154,15 @@ def main(argv=None):
     print_scores(metrics)
     print(f"Written to {output}")
     return metrics
+
+
+def has_labelled_treatments(split, sites):
+    """Whether the split can be scored as WILDS does; of Kaggle's test experiments controls alone have labels."""
+    treatments = sites[sites["well_type"] == "treatment"]
+    if not len(treatments) or treatments["label"].notna().any():
+        return True
+    print(f"Not scored: of {split} controls alone have labels, which are other classes than WILDS's figures are of.")
+    return False
 
 
 def parse(argv):

@@ -224,6 +224,17 @@ def _report_classes(prepared):
             f"WARNING: all sites are of one class, {prepared.classes[0]['name']!r} in the column "
             f"{prepared.options['label']!r}: there is nothing to tell apart. Fill that column, or take another label."
         )
+    sites, label = prepared.sites, prepared.options["label"]
+    trained, scored = (sites[sites["split"].isin(splits)] for splits in (("train",), SPLITS[1:]))
+    names = {row["value"]: row["name"] for row in prepared.classes}
+    unknown = scored.loc[scored[label].notna() & ~scored[label].isin(trained[label]), label]
+    if len(trained) and len(unknown):
+        first = sorted({str(names[value]) for value in unknown.unique()})
+        more = f" and {len(first) - 3:,} more" if len(first) > 3 else ""
+        print(
+            f"WARNING: {len(first):,} of {len(names):,} classes have no site in train ({', '.join(first[:3])}{more}): "
+            f"{len(unknown):,} sites of other splits are of them, which no model can name right."
+        )
 
 
 def _names(sites):

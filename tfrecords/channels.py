@@ -97,7 +97,8 @@ def stamp_files(source, path, channels):
 
 def _changed(path):
     try:
-        return os.stat(path).st_mtime
+        stat = os.stat(path)
+        return max(stat.st_mtime, stat.st_ctime)  # a copy may keep the time of its original
     except FileNotFoundError:
         return -1.0
 

@@ -68,10 +68,10 @@ def _pick(path, planes, size, plane):
             "the file, or take the folder that holds single channels."
         )
     size = size and Size(*size)
-    of_pages = plane is not None and not str(path).lower().endswith(".png")  # a PNG of 2 channels has 3 all the same
-    if of_pages and size is not None and size.planes not in (None, count):
+    named = count if plane is None or size is None or size.planes is None else size.planes
+    if named != count and not (str(path).lower().endswith(".png") and _only_padded(planes, named)):
         raise ValueError(
-            f"{path}: expected {size.planes} channels, as the screen's description names; found {count} (pages, or "
+            f"{path}: expected {named} channels, as the screen's description names; found {count} (pages, or "
             "RGB). Name each in `channels`, those of other depths or times too, and choose some with --channels; or "
             "correct the file."
         )
@@ -83,6 +83,14 @@ def _pick(path, planes, size, plane):
             f"{height} x {width}. All images of a build have one size: correct or remove the one that is wrong."
         )
     return planes[..., plane or 0]
+
+
+def _only_padded(planes, named):
+    """Whether a PNG in colour holds no more than the channels that are named: one of them three times, or two and an
+    empty one."""
+    if named == 1:
+        return bool((planes == planes[..., :1]).all())
+    return named == 2 and not planes[..., 2].any()
 
 
 def load_site(source, path, channels, size, crop=None, image_size=None, ranges=None):

@@ -199,7 +199,8 @@ def _fits(value, key):
 
     kind = _KEYS[key]
     if isinstance(value, dict):
-        part = {_TABLE: is_text, _KEYS["images"]: is_text, _TABLE_OF_LISTS: are_texts}.get(kind)
+        of_lists = (lambda value: are_texts(value) or value == [""]) if key == "controls" else are_texts
+        part = {_TABLE: is_text, _KEYS["images"]: is_text, _TABLE_OF_LISTS: of_lists}.get(kind)
         return part is not None and len(value) > 0 and all(map(part, value.values()))
     return are_texts(value) if kind == _TEXTS else kind not in (_TABLE, _TABLE_OF_LISTS) and is_text(value)
 

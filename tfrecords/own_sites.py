@@ -1,6 +1,7 @@
 """The table of a screen of one's own -> one row a site, as RxRx1 has it."""
 
 import re
+import unicodedata
 import urllib.parse
 from pathlib import Path
 
@@ -17,6 +18,8 @@ _LONGEST = 200
 # How other programs write that there is nothing.
 _MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".")
 _CONTROL = r"[\x00-\x1f\x7f]"
+_APART = "Say which column tells sites apart, or remove the repeated row; of rows for each channel keep one."
+_OURS = ("plate", "site", "cell_type", "sirna", "well_type", "dataset")
 
 
 def read_own_sites(source, screen, split_column=None):
@@ -46,11 +49,14 @@ def read_own_sites(source, screen, split_column=None):
     own = () if split_column is None else (split_column,)
     ours = {*columns, *({"site"} if "sites" in screen else ())}
     of_table = [name for template in templates for name in fields_of(template) if name not in ours]
+    used = [*dict.fromkeys([*columns.values(), *of_table, *own])]
     raw = read_table(
         Path(source) / screen["table"],
-        [*dict.fromkeys([*columns.values(), *of_table, *own])],
+        used,
+        optional=[name for name in _OURS if name not in {*columns, *screen, *used}],
         advice=f"Correct the names of columns, the fields of the images' template {templates[0]!r}, or the table.",
     )
+    _report_unused(raw, used)
     if "sites" in screen:
         count = len(raw)
         raw = raw.loc[raw.index.repeat(len(screen["sites"]))].reset_index(drop=True)
@@ -82,8 +88,9 @@ def read_own_sites(source, screen, split_column=None):
     sites["well_id"] = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"]
     sites["site_id"] = sites["well_id"] + "_" + sites["site"].astype(str)
     _check_wells(sites)
-    _check_once(sites, "site_id", "site", "Say which column tells sites apart, or remove the repeated row.")
-    check_one_treatment(sites["well_id"], sites["sirna"], sites["well_type"], sites["row"])
+    _check_once(sites, "site_id", "site", _APART)
+    places = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"].map(place_of_well)  # A1, A01
+    check_one_treatment(places, sites["sirna"], sites["well_type"], sites["row"])
     _report_missing_words(sites["sirna"], texts["sirna"][1])
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
@@ -92,6 +99,13 @@ def read_own_sites(source, screen, split_column=None):
     advice = "Name in the template what tells sites apart, or correct the table."
     _check_once(sites, "path", "file", advice)
     if sites["path"].map(type).eq(tuple).all():  # a file for each channel
+        twice = sites["path"].map(lambda files: len({*files}) < len(files))
+        if twice.any():
+            first = sites[twice].iloc[0]
+            raise ValueError(
+                f"{first['row']}: several channels of one site have the same file, among {', '.join(first['path'])} "
+                f"({int(twice.sum()):,} such sites). Expected a file of its own for each. Correct the table."
+            )
         for i in range(len(sites["path"].iloc[0])):
             # The sites of a well may share one, such as an overview.
             files = sites.assign(path=sites["path"].str[i]).drop_duplicates(["well_id", "path"])
@@ -125,7 +139,8 @@ def _report_similar(values, column):
     """Texts that a person would take for one: that differ in blanks, case, or how a number in them is written."""
     alike = {}
     for value in values.unique():
-        key = place_of_well(" ".join(value.split())).casefold()  # A1 and A01
+        key = unicodedata.normalize("NFKC", " ".join(value.split()))
+        key = place_of_well(key).casefold()  # A1 and A01
         alike.setdefault(float(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
     groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
     if groups:
@@ -133,6 +148,15 @@ def _report_similar(values, column):
         print(
             f"WARNING: the column {column!r} has {'; '.join(groups[:3])}{more}, which are taken for different ones. "
             "Write them alike in the table if they are not."
+        )
+
+
+def _report_unused(raw, used):
+    found = [name for name in _OURS if name in raw and name not in used]
+    if found:
+        print(
+            f"The table has columns that are called {', '.join(found)}, which the description does not name: they are "
+            f"not used. Add such as `{found[0]} = {found[0]!r}` to its columns if they mean what ours do."
         )
 
 

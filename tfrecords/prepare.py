@@ -112,6 +112,8 @@ def prepare_build(
     sites = read_sites(source, layout, own, screen)
     names = screen and dict(enumerate(screen["channels"], 1))
     channels = _check_channels(channels, names or (WILDS_CHANNELS if layout == "wilds" else CHANNELS), names)
+    if layout == "screen":
+        _check_site_numbers(sites["site"], splits)
     sites["split"] = assign_splits(sites, splits)
     if layout == "screen":
         _report_numbers(sites)
@@ -166,10 +168,21 @@ def prepare_build(
         "sites_per_shard": SITES_PER_SHARD,
         "plan": hash_plan(shards),
         "table": hash_bytes(
-            complete[[*COLUMNS, *(["path"] if screen else [])]].sort_values("site_id").to_csv(index=False).encode()
+            complete[[*COLUMNS, *_own_columns(complete, screen)]].sort_values("site_id").to_csv(index=False).encode()
         )[:16],
     }
     return Prepared(options, complete, excluded.sort_values("site_id"), classes, shards, size, planes, repeats)
+
+
+def _own_columns(sites, screen):
+    """What records say of a screen of one's own beside RxRx1's columns: where files are, names that are numbered."""
+    if not screen:
+        return []
+    return ["path", *(f"{kind}_name" for kind in ("plate", "site") if not _are_numbers(sites, kind))]
+
+
+def _are_numbers(sites, kind):
+    return (sites[f"{kind}_name"] == sites[kind].astype(str)).all()
 
 
 def _load_first(source, paths, channels):
@@ -211,9 +224,24 @@ def _find_repeats(sites, complete, exclude):
     return repeats
 
 
+def _check_site_numbers(numbers, splits):
+    """Says where schemes go by RxRx1's two sites of a well, 1 and 2, and a screen of one's own has other ones."""
+    needed = {"wilds": 2, "mixed-to-test": 1}.get(splits)
+    if needed is None or numbers.nunique() == 1 or (numbers == needed).any():
+        return
+    text = (
+        f"The splits {splits!r} go by the number of the site, {needed} among them; found "
+        f"{', '.join(map(str, sorted(numbers.unique())[:5]))}. Take another scheme, or number the sites of a well from "
+        "1 in the table."
+    )
+    if splits == "mixed-to-test":  # nothing would be left to train on
+        raise ValueError(text)
+    print(f"WARNING: {text}")
+
+
 def _report_numbers(sites):
     for kind in ("plate", "site"):
-        if (sites[f"{kind}_name"] != sites[kind].astype(str)).any():
+        if not _are_numbers(sites, kind):
             first = sites.loc[sites[kind].idxmin()]
             print(
                 f"The {kind}s are numbered in the order of their names, as they are not all numbers: "

@@ -9,7 +9,7 @@ import pandas as pd
 import predict
 import pytest
 from contenders.batch_statistics import predict_by_group, with_batch_statistics
-from job import as_command
+from job import as_command, images_of
 from methods import build_model
 from normalization import normalization
 from rxrx1 import EMBEDDED
@@ -126,6 +126,16 @@ def test_other_channels_of_the_same_number_are_pointed_out(records, tmp_path, ca
     run(tmp_path / "model.keras", tmp_path / "turned", "--output", tmp_path / "turned.csv")
     said = capsys.readouterr().out
     assert "WARNING: the model was trained on the channels [1, 2, 3, 4, 5, 6], and these records have [6, 5, 4," in said
+
+
+def test_images_of_another_scale_are_pointed_out(records, tmp_path, capsys):
+    trained(records, tmp_path, "erm", "image")
+    file = tmp_path / "metrics.json"
+    for images, warned in ((images_of(records), False), (images_of(records) | {"crop": 12}, True)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"images": images}))
+        run(tmp_path / "model.keras", records, "--output", tmp_path / f"{warned}.csv")
+        said = capsys.readouterr().out
+        assert ("WARNING: the model was trained on images of {'crop': 12, 'image_size'" in said) == warned
 
 
 def test_a_damaged_record_is_a_line(records, tmp_path, monkeypatch):

@@ -152,6 +152,15 @@ def test_records_of_other_splits_are_refused_and_other_images_pointed_out(releas
 
 
 @pytest.mark.any_backend
+def test_a_split_whose_controls_alone_have_labels_is_not_scored(capsys):
+    kinds, labels = ["treatment", "positive_control"], pd.array([None, 7], "Int64")
+    sites = pd.DataFrame({"well_type": kinds, "label": labels})
+    assert not rxrx1_wilds.has_labelled_treatments("test", sites)
+    assert "Not scored: of test controls alone have labels" in capsys.readouterr().out
+    assert rxrx1_wilds.has_labelled_treatments("test", sites.assign(label=pd.array([3, 7], "Int64")))
+    assert rxrx1_wilds.has_labelled_treatments("test", sites[1:])
+
+
 def test_weights_are_looked_at_before_records_are_built(wilds, tmp_path):
     arguments = ("--data", wilds, "--output", tmp_path / "out", "--distribution", "none")
     with pytest.raises(ValueError, match="--weights no.h5 cannot be loaded into ResNet50 .*file of its weights for 3"):

@@ -211,7 +211,70 @@ def test_a_file_beside_the_images_holds_for_what_the_command_line_leaves_open(ow
     (own / "screen.toml").unlink()
     given += ["--channels", "DNA,ER", "--splits", "wilds"]
     assert main([str(own), str(tmp_path / "train"), *given]) == 0
-    assert "WARNING: all sites are in train" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "WARNING: all sites are in train" in out
+    assert "WARNING: The splits 'wilds' go by the number of the site, 2 among them; found 1, 9" in out
+    with pytest.raises(ValueError, match="'mixed-to-test' go by the number of the site, 1 among them; found 3, 9"):
+        own_table().replace({"Field": {1: 3}}).to_csv(own / "wells.csv", index=False)
+        build_records(own, tmp_path / "mixed", screen=SCREEN, splits="mixed-to-test")
+
+
+@pytest.mark.parametrize(
+    ("named", "planes", "refused"),
+    [
+        (["a"], lambda x: [x, x, x], False),
+        (["a"], lambda x: [0 * x, 0 * x, x], True),
+        (["a", "b"], lambda x: [x, x, x // 2], True),
+        (["a", "b", "c"], lambda x: [x, x // 2, x // 3], False),
+    ],
+)
+def test_a_png_with_more_in_it_than_is_named_is_refused(own, tmp_path, named, planes, refused):
+    table = own_table()
+    for i in range(len(table)):
+        pixels = np.random.default_rng(i).integers(1, 255, (24, 24), "uint8")
+        Image.fromarray(np.stack(planes(pixels), axis=-1)).save(own / f"{i}.png")
+    table.assign(File=[str(i) for i in range(len(table))]).to_csv(own / "wells.csv", index=False)
+    screen = SCREEN | {"images": "{File}.png", "channels": named}
+    if refused:
+        with pytest.raises(ValueError, match=rf"0.png: expected {len(named)} channels.*; found 3"):
+            build_records(own, tmp_path / "records", screen=screen)
+    else:
+        build_records(own, tmp_path / "records", screen=screen)
+        assert next(iter(images(tmp_path / "records").values())).any()
+
+
+def test_a_name_that_was_corrected_in_the_table_is_not_taken_for_finished(own, tmp_path):
+    build_records(own, tmp_path / "records", screen=SCREEN)
+    own_table().replace({"Plate": {"BR001": "BR000"}}).to_csv(own / "wells.csv", index=False)
+    (own / "BR001").rename(own / "BR000")
+    with pytest.raises(ValueError, match="table"):
+        build_records(own, tmp_path / "records", screen=SCREEN)
+
+
+def test_classes_without_a_site_to_learn_from_are_named(own, tmp_path, capsys):
+    table = own_table()
+    table["Compound"] = table["Compound"].where(table["Batch"] != "2024/03", "brefeldin")
+    table.to_csv(own / "wells.csv", index=False)
+    screen = {key: value for key, value in SCREEN.items() if key != "controls"}
+    build_records(own, tmp_path / "records", screen=screen)
+    found = (table["Batch"] == "2024/03").sum()
+    said = f"WARNING: 1 of 4 classes have no site in train (brefeldin): {found} sites of other splits are of them"
+    assert said in capsys.readouterr().out
+
+
+def test_columns_with_our_names_that_are_not_used_are_named(own, tmp_path, capsys):
+    own_table().assign(well_type="negative_control", cell_type="A549").to_csv(own / "wells.csv", index=False)
+    build_records(own, tmp_path / "records", screen=SCREEN)
+    assert "columns that are called cell_type, well_type, which the description does not" in capsys.readouterr().out
+
+
+def test_wells_without_a_compound_may_be_the_controls(own, tmp_path):
+    own_table().replace({"Compound": {"DMSO": ""}}).to_csv(own / "wells.csv", index=False)
+    screen = SCREEN | {"controls": SCREEN["controls"] | {"negative": [""]}}
+    build_records(own, tmp_path / "records", screen=screen)
+    sites = list_sites(tmp_path / "records", "test", ("treatment", "control"))
+    empty = sites["well_type"] == "negative_control"
+    assert empty.any() and sites.loc[empty, "label"].isna().all() and sites.loc[~empty, "label"].notna().all()
 
 
 def test_pages_of_a_tiff_and_planes_of_a_png_are_channels(own, tmp_path):
@@ -220,7 +283,7 @@ def test_pages_of_a_tiff_and_planes_of_a_png_are_channels(own, tmp_path):
         pages = [Image.fromarray(deep_pixels(row, channel)) for channel in SCREEN["channels"]]
         pages[0].save(own / f"{i}.tif", save_all=True, append_images=pages[1:])
         planes = [np.asarray(scale_to_bytes(deep_pixels(row, channel), 0, 4095)) for channel in SCREEN["channels"]]
-        Image.fromarray(np.stack([*planes, planes[0]], axis=-1)).save(own / f"{i}.png")
+        Image.fromarray(np.stack([*planes, 0 * planes[0]], axis=-1)).save(own / f"{i}.png")
     table.assign(File=[str(i) for i in range(len(table))]).to_csv(own / "wells.csv", index=False)
     fixed = {**SCREEN, "intensity": "fixed:0,4095"}
     build_records(own, tmp_path / "files", screen=fixed)
@@ -344,7 +407,7 @@ def test_texts_that_a_person_takes_for_one_are_pointed_out(own, tmp_path, capsys
     build_records(own, tmp_path / "records", screen=SCREEN)
     out = capsys.readouterr().out
     assert "WARNING: the column 'Compound' has 'DMSO', 'dmso ', which are taken for" in out
-    assert "WARNING: the column 'Field' has '1', '01'; '9', '09', which" in out and "0e1" not in out
+    assert "WARNING: the column 'Field' has '1', '01'; '9', '09', which" in out and "'0e1'" not in out
     assert _as_text(b"\xff") != _as_text(b"\xfe")  # of a Parquet table
 
 

@@ -148,6 +148,21 @@ def test_two_treatments_in_one_well_name_both_rows(read):
     ):
         read(rows)
     assert len(read([rows[0], ("a", 1, "A", 2, "")])) == 2  # unknown
+    with pytest.raises(ValueError, match="row 3: the well 'a_1_A01' has 'y' .* row 2 it has 'x'"):
+        read([("a", 1, "A1", 1, "x"), ("a", 1, "A01", 2, "y")])
+
+
+def test_channels_of_a_site_have_files_of_their_own(read):
+    rows = [("a", 1, "A", 1, "f"), ("a", 1, "B", 1, "g")]
+    templates = {"1": "{W}_{L}.tif", "2": "{W}_{S}.tif"}
+    assert len(read(rows, images=templates, channels=["1", "2"])) == 2
+    with pytest.raises(ValueError, match="row 3: several channels of one site have the same file, among B_1.tif, B_1"):
+        read([rows[0], ("a", 1, "B", 1, "1")], images=templates, channels=["1", "2"])
+
+
+def test_signs_that_look_alike_are_pointed_out(read, capsys):
+    read([("a", 1, "A", 1, "\u00e9tope"), ("a", 1, "B", 1, "e\u0301tope")])
+    assert "which are taken for different ones" in capsys.readouterr().out
 
 
 def test_two_wells_cannot_run_together_to_one_name(read):
