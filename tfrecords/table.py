@@ -1,6 +1,8 @@
 """Reads a CSV or Parquet table as text and checks each column, so that an error can name file, row and column."""
 
 import csv
+import gzip
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ def read_table(path, columns, optional=(), advice="Download or export the table 
     """Reads a CSV or Parquet file with every value as text, and remembers which file and row each came from.
 
     Args:
-        path: `pathlib.Path` of the file; `.parquet` or `.pq`, or CSV in UTF-8.
+        path: `pathlib.Path` of the file; `.parquet` or `.pq`, or CSV in UTF-8, which may be packed (`.csv.gz`).
         columns: names that must be there; others are dropped.
         optional: further names that are kept where they are there.
         advice: what the user may do if a column lacks.
@@ -42,7 +44,8 @@ def _read_csv(path, columns, optional, advice):
     # for a name of the rows where they are too long, and does not tell the line of any.
     rows, places, seen = [], [], {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        opened = gzip.open if path.suffix.lower() == ".gz" else open
+        with opened(path, "rt", newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, None)
             if header is None:
@@ -67,7 +70,7 @@ def _read_csv(path, columns, optional, advice):
         raise ValueError(
             f"{path.name} cannot be read as a CSV table: {error}. Expected a text in UTF-8: save it as 'CSV UTF-8'."
         ) from None
-    except csv.Error as error:
+    except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path.name} cannot be read as a CSV table: {error}. Download or export it again.") from None
     # Python's own texts, not pyarrow's where that is installed, whose patterns differ.
     table = pd.DataFrame(rows, columns=kept, dtype=object)

@@ -1,3 +1,4 @@
+import gzip
 import sys
 
 import pandas as pd
@@ -129,6 +130,17 @@ def test_blank_lines_are_passed_over_and_counted(release):
     path.write_text("\n".join([lines[0], "", lines[1].replace(",B02,", ",B2,")]))
     with pytest.raises(ValueError, match="metadata.csv, row 3, column 'well'"):
         read_sites(release)
+
+
+def test_a_packed_table_is_read_and_one_cut_short_refused(tmp_path):
+    path = tmp_path / "wells.csv.gz"
+    packed = gzip.compress(b"a,b\n1,2\n" * 50)
+    path.write_bytes(packed)
+    assert list(read_table(path, ["a"])["a"][:2]) == ["1", "a"]
+    for damaged in (packed[:-20], b"a,b\n1,2\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="wells.csv.gz cannot be read as a CSV table: .* Download or export it"):
+            read_table(path, ["a"])
 
 
 def test_a_parquet_table_is_read_as_text(tmp_path):
