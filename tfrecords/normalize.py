@@ -95,8 +95,9 @@ def normalizer(normalize, sites):
         place = normalize.index.get_indexer(keys)
     if (place < 0).any():
         site = sites.iloc[int(np.argmax(place < 0))]
+        group = ", ".join(f"{name} {site.get(name + '_name', site[name])}" for name in names)
         raise ValueError(
-            f"The statistics have no row for {', '.join(f'{name} {site[name]}' for name in names)} (site "
+            f"The statistics have no row for {group} (site "
             f"{site['site_id']!r}). Compute them with channel_statistics for the split that is read, "
             "of wells that each of its groups has."
         )

@@ -215,7 +215,11 @@ def _find_repeats(sites, complete, exclude):
     for columns in (["experiment", "plate"], ["of_experiment", "of_plate"]):
         repeats = repeats[pd.MultiIndex.from_frame(repeats[columns]).isin(plates)]
     repeats = repeats.reset_index(drop=True)
-    report = describe_repeats(repeats)
+    named = repeats
+    if "plate_name" in sites:
+        names = dict(zip(sites["plate"], sites["plate_name"], strict=True))
+        named = repeats.assign(plate=repeats["plate"].map(names), of_plate=repeats["of_plate"].map(names))
+    report = describe_repeats(named)
     if report:
         print(
             f"{report}\n"

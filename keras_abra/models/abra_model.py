@@ -168,7 +168,7 @@ class ABRAModel(backend.Trainer, keras.Model):
 
     @property
     def uncertainty(self):
-        """The template of every stage."""
+        """The template that the stages were made of; what is changed in it afterwards is not promised to act."""
         return self._template.value
 
     @property

@@ -469,7 +469,7 @@ def test_replicates_are_named_and_cannot_all_be_excluded(own, tmp_path, capsys):
     screen = {**SCREEN, "splits": {"train": ["day 1"], "test": ["2024/03"]}}
     del screen["controls"]
     build_records(own, tmp_path / "records", screen=screen)
-    assert "day 1 (train) = 2024/03 (test), plates 1 = 2: by 6 or more of 6 treatments" in capsys.readouterr().out
+    assert "day 1 (train) = 2024/03 (test), plates BR001 = Ü: by 6 or more of 6 treatments" in capsys.readouterr().out
     with pytest.raises(ValueError, match="Every training plate repeats .* as replicates do"):
         build_records(own, tmp_path / "none", screen=screen, exclude_leaks=True)
 
