@@ -1,0 +1,81 @@
+"""Differences between methods of several ladders that were trained on the same screens with the same seeds.
+
+    python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv                    # each to its random control
+    python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --to erm           # each to this method
+    python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --split adabn --to erm
+
+Prints a row for each method: accuracy (`--split`, default test; of sites, in percent, each experiment alike) and the
+difference with its paired bootstrap interval (`paired_bootstrap`). A method that is in several files must have the same
+numbers in each: that is what makes them comparable.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+from ladder_methods import random_control
+from ladder_report import differences
+from paired_bootstrap import paired_bootstrap
+
+KEYS = ["method", "screen", "seed", "split", "experiment"]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cells", nargs="+", type=Path, help="cells.csv of ladders")
+    parser.add_argument("--split", default="test", help="default: test")
+    parser.add_argument("--to", help="method that all are compared to (default: the random control of each adversary)")
+    args = parser.parse_args(argv)
+    cells = join(args.cells)
+    rows = compare(cells, args.split, args.to)
+    print(f"| method | {args.split} | difference to {args.to or 'its random control'} |\n|---|---|---|")
+    for method, accuracy, (mean, low, high) in rows:
+        print(f"| {method} | {accuracy:.1f} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+    return rows
+
+
+def join(files):
+    """The cells of several files as one table.
+
+    Raises:
+        ValueError: if a file is no `cells.csv`, or the same training has other numbers in two of them.
+    """
+    tables = []
+    for file in files:
+        try:
+            table = pd.read_csv(file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} is no table of cells: {error}") from error
+        if lacking := sorted({*KEYS, "accuracy"} - {*table.columns}):
+            raise ValueError(f"{file} is no cells.csv of a ladder: it lacks {', '.join(lacking)}.")
+        tables.append(table)
+    cells = pd.concat(tables, ignore_index=True).drop_duplicates([*KEYS, "accuracy"])
+    torn = cells[cells.duplicated(KEYS, keep=False)]
+    if len(torn):
+        first = torn.iloc[0]
+        raise ValueError(
+            f"{first['method']} on screen {first['screen']} with seed {first['seed']} has other numbers in two of the "
+            "files: they were not trained alike. Compare what one ladder trained."
+        )
+    return cells
+
+
+def compare(cells, split, baseline=None):
+    """List of (method, accuracy in percent, (mean, low, high) in points), of methods that have what to compare to."""
+    rows = []
+    for method in cells["method"].unique():
+        other = baseline or random_control(method)
+        found = None if other in (None, method) else differences(cells, split, method, other)
+        if found is not None:
+            part = cells[(cells["method"] == method) & (cells["split"] == split)]
+            interval = tuple(100 * value for value in paired_bootstrap(found))
+            rows.append((method, 100 * part["accuracy"].mean(), interval))
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"ladder_compare.py: error: {error}")
