@@ -4,9 +4,9 @@
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --to erm           # each to this method
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --split adabn --to erm
 
-Prints a row for each method: accuracy (`--split`, default test; of sites, in percent, each experiment alike) and the
-difference with its paired bootstrap interval (`paired_bootstrap`). A method that is in several files must have the same
-numbers in each: that is what makes them comparable.
+Prints a row for each method: accuracy on test or, with `--split`, by what takes an experiment together (of sites, in
+percent, each experiment alike), and the difference with its paired bootstrap interval (`paired_bootstrap`). A training
+that is in several files must have the same numbers in each: that is what makes them comparable.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 from ladder_methods import random_control
-from ladder_report import differences
+from ladder_report import TEST_TIME, differences
 from paired_bootstrap import paired_bootstrap
 
 KEYS = ["method", "screen", "seed", "split", "experiment"]
@@ -24,7 +24,7 @@ KEYS = ["method", "screen", "seed", "split", "experiment"]
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="+", type=Path, help="cells.csv of ladders")
-    parser.add_argument("--split", default="test", help="default: test")
+    parser.add_argument("--split", choices=("test", *TEST_TIME), default="test", help="default: test")
     parser.add_argument("--to", help="method that all are compared to (default: the random control of each adversary)")
     args = parser.parse_args(argv)
     cells = join(args.cells)
