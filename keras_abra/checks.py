@@ -17,6 +17,8 @@ NO_SAMPLE = (
 )
 
 _OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "crossentropy", "ce")
+_OF_PROBABILITIES += ("SparseCategoricalCrossentropy", "CategoricalCrossentropy")
+_KERAS_OWN = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
 
 
 def unpack_inputs(inputs, expected):
@@ -83,10 +85,11 @@ def check_metrics(arguments, names):
     metrics = [arguments.get("metrics"), arguments.get("weighted_metrics")]
     for metric in keras.tree.flatten(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", None))
-        if name in _OF_PROBABILITIES and not isinstance(metric, keras.metrics.Metric):
+        if any(metric is own for own in _KERAS_OWN) or (isinstance(metric, str) and metric in _OF_PROBABILITIES):
             raise ValueError(
                 f"The metric {name!r} takes probabilities, and ABRAModel predicts logits. `evaluate` gives their "
-                "cross-entropy as `loss`; or give keras.metrics.SparseCategoricalCrossentropy(from_logits=True)."
+                "cross-entropy as `loss`; or give keras.metrics.SparseCategoricalCrossentropy(from_logits=True), for "
+                "shares of classes CategoricalCrossentropy(from_logits=True)."
             )
         if name in names:
             raise ValueError(f"A metric may not be called {name!r}, as a log of ABRAModel is. Give it another name.")

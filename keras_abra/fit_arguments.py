@@ -34,6 +34,7 @@ def check(model, arguments, training=True):
     Raises:
         ValueError: naming the first label or id outside its range, or training batches of one sample.
     """
+    arguments["y"] = _as_array(arguments["y"])
     if arguments["y"] is None and (_is_array(arguments["x"]) or isinstance(arguments["x"], dict)):
         checks.check_labels(None, model.num_classes)
     arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
@@ -47,6 +48,7 @@ def check(model, arguments, training=True):
     if arguments["validation_data"] is not None:
         data = arguments["validation_data"]
         if isinstance(data, tuple | list) and len(data) > 1:
+            data = (data[0], _as_array(data[1]), *data[2:])
             check_division(data[0], arguments["validation_batch_size"] or arguments["batch_size"])
             arguments["validation_data"] = (*_check_data(model, data[0], data[1], False), *data[2:])
         else:
@@ -160,6 +162,11 @@ def plain_errors():
         raise ValueError(text.split(_MARK)[1].split(_END)[0].strip()) from error
 
 
+def _as_array(labels):
+    """Labels of a pandas table as NumPy's; others as they are."""
+    return labels.to_numpy() if hasattr(labels, "to_numpy") else labels
+
+
 def _is_array(value):
     return hasattr(value, "shape") and hasattr(value, "dtype") and not callable(value)
 
@@ -246,17 +253,21 @@ def _checked(tf, model, batch, limits, training):
     image = x["image"] if isinstance(x, dict) and "image" in x else x
     if isinstance(x, dict) or image.shape.rank is not None:
         model.unpack_inputs(x)
-    known = y is None or y.shape.rank is not None
-    if known:
-        checks.check_labels(y, model.num_classes)
+    if y is not None and y.shape.rank is None:
+        raise ValueError(
+            "The labels of the pipeline have no known shape, as those of tf.py_function have none. Set it: "
+            "labels.set_shape([None]), or [None, classes] for shares."
+        )
+    checks.check_labels(y, model.num_classes)
     values = {"label": y, "experiment id": x.get("experiment") if isinstance(x, dict) else None}
     asserts = []
-    if known and checks.has_shares(y, model.num_classes):
+    if checks.has_shares(y, model.num_classes):
         del values["label"], limits["label"]
-        least, sums = tf.reduce_min(tf.cast(y, tf.float32)), tf.reduce_sum(tf.cast(y, tf.float32), axis=1)
-        good = (least >= 0) & tf.reduce_all(tf.abs(sums - 1) <= ADD_UP)
-        found = [" Received: the least ", tf.strings.as_string(least), ", sums ", _text(tf, sums)]
-        asserts.append(tf.debugging.Assert(good, [tf.strings.join([_MARK + _SHARES, *found, _END])]))
+        least, sums = (reduce(tf.cast(y, tf.float32), axis=1) for reduce in (tf.reduce_min, tf.reduce_sum))
+        wrong = ~((least >= 0) & (tf.abs(sums - 1) <= ADD_UP))  # NaN among it
+        least, sums = (_text(tf, tf.boolean_mask(value, wrong)) for value in (least, sums))
+        message = tf.strings.join([_MARK + _SHARES, " Received: the least ", least, ", the sum ", sums, _END])
+        asserts.append(tf.debugging.Assert(~tf.reduce_any(wrong), [message]))
     for name, limit in limits.items():
         if values[name] is None:
             continue

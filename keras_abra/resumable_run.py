@@ -61,8 +61,8 @@ class ResumableRun(keras.callbacks.Callback):
     Checkpoints are written at the end of each epoch, every `every` steps, and when SIGTERM asks the process to leave:
     it finishes the step, saves, and leaves with exit code 75 (`EXIT_CODE`, "try again later"), in validation after a
     batch of it. Without `parts`, which alone go on inside an epoch, it leaves without saving. So it does after 20 s
-    without an end of a step. SIGTERM can be caught in the main thread only. Each checkpoint is written aside, synced,
-    renamed, and has checksums; the last two are kept.
+    without an end of a step, or of a checkpoint that was being written. SIGTERM can be caught in the main thread only.
+    Each checkpoint is written aside, synced, renamed, and has checksums; the last two are kept.
 
     In several processes the first one writes, to a folder that all of them share; `parts` and `position` are to be
     asked in every one. It is enough that one is asked to leave: they agree after each step, and leave together. The

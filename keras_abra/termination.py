@@ -19,11 +19,11 @@ class Termination:
     def __init__(self, grace, code, explain, alive=None):
         self.grace, self.code, self.explain, self.alive = grace, code, explain, alive
         self._before = self._timer = None
-        self.asked = False
+        self.asked = self._waits = False
 
     def catch(self):
         """From now on the signal is noted."""
-        self.asked = False
+        self.asked = self._waits = False
         if threading.current_thread() is threading.main_thread() and self._before is None:
             self._before = signal.signal(signal.SIGTERM, self._note)
 
@@ -38,6 +38,7 @@ class Termination:
 
     def wait(self):
         """No longer ends the process by itself: the question was asked, and what follows may take its time."""
+        self._waits = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -58,7 +59,7 @@ class Termination:
             os.kill(os.getpid(), number)
             return
         self.asked = True
-        if self._timer is None:
+        if self._timer is None and not self._waits:
             self._timer = threading.Timer(self.grace, self._give_up)
             self._timer.daemon = True
             self._timer.start()

@@ -1,4 +1,4 @@
-"""Differences between methods of several ladders that were trained on the same screens with the same seeds.
+"""Differences between methods of several ladders: of the same screens with the same seeds, or of more screens.
 
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv                    # each to its random control
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --to erm           # each to this method
@@ -6,7 +6,8 @@
 
 Prints a row for each method: accuracy on test or, with `--split`, by what takes an experiment together (of sites, in
 percent, each experiment alike), and the difference with its paired bootstrap interval (`paired_bootstrap`). A training
-that is in several files must have the same numbers in each: that is what makes them comparable.
+that is in several files must have the same numbers in each: that is what makes them comparable. A method is compared
+on all screens that it has, and left out where the other one lacks some. Settings are not looked at.
 """
 
 import argparse
@@ -28,6 +29,10 @@ def main(argv=None):
     parser.add_argument("--to", help="method that all are compared to (default: the random control of each adversary)")
     args = parser.parse_args(argv)
     cells = join(args.cells)
+    if args.to is not None and args.to not in set(cells["method"]):
+        raise ValueError(
+            f"--to {args.to} is no method of these files. Expected one of {', '.join(cells['method'].unique())}."
+        )
     rows = compare(cells, args.split, args.to)
     print(f"| method | {args.split} | difference to {args.to or 'its random control'} |\n|---|---|---|")
     for method, accuracy, (mean, low, high) in rows:
@@ -66,8 +71,12 @@ def compare(cells, split, baseline=None):
     rows = []
     for method in cells["method"].unique():
         other = baseline or random_control(method)
-        found = None if other in (None, method) else differences(cells, split, method, other)
-        if found is not None:
+        if other in (None, method):
+            continue
+        found = differences(cells, split, method, other)
+        if found is None:
+            print(f"Left out: {method}, as {other} was not trained on all of its screens")
+        else:
             part = cells[(cells["method"] == method) & (cells["split"] == split)]
             interval = tuple(100 * value for value in paired_bootstrap(found))
             rows.append((method, 100 * part["accuracy"].mean(), interval))

@@ -67,7 +67,8 @@ def cutmix(images, labels, seed, classes, alpha=1.0):
 
     Yun et al. 2019 (arXiv 1905.04899), as the winner did: one box for the mini-batch, in the same place of each image,
     whose part of the area is drawn from Beta(alpha, alpha) and cut at the border. On a dataset of `read_records`:
-    `mix_batches(data, cutmix, classes, seed)`; the loss takes soft labels (Keras's `CategoricalCrossentropy`).
+    `mix_batches(data, cutmix, classes, seed)`; the loss takes shares of classes (Keras's
+    `CategoricalCrossentropy`, `keras_abra.ABRAModel`).
 
     Args:
         images: `(batch, height, width, channels)` of any type.

@@ -15,7 +15,7 @@ CHANNEL = "{channel}"
 
 class Size(NamedTuple):
     """Size of the files of a build, in pixels, and the file that it was taken from, below the source; `planes` is how
-    many channels a TIFF of several has, None for any number."""
+    many channels a file of several has, None for any number."""
 
     height: int
     width: int

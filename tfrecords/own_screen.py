@@ -61,7 +61,8 @@ def read_screen(source, screen=None):
             `dataset` (train, val or test);
             `sites`: the sites of each well, where a row is a well;
             `cell_type`: that of all rows, where there is no column;
-            `controls`: the `negative` and `positive` ones, by their value in the column `sirna`;
+            `controls`: the `negative` and `positive` ones, by their value in the column `sirna`, or `[""]` for those
+            where it is empty;
             `well_types`: which values of the column `well_type` mean `treatment`, `positive_control` and
             `negative_control`, where they are not these words;
             `splits`: experiments for `train`, `val` and `test`, instead of a column `dataset`; others are left out;
@@ -109,6 +110,11 @@ def read_screen(source, screen=None):
         if twice is not None:
             raise ValueError(f"{place} names {twice!r} twice under {key!r}. Expected each once.")
     return screen
+
+
+def told_otherwise(screen):
+    """Our columns that a description needs none for, as it says the same in another way."""
+    return {column for one, column in _EITHER if one in screen}
 
 
 def add_screen(parser):

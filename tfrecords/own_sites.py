@@ -10,7 +10,7 @@ import pandas as pd
 from tfrecords.images import CHANNEL
 from tfrecords.leaks import place_of_well
 from tfrecords.own_paths import fields_of, fill_template
-from tfrecords.own_screen import KINDS
+from tfrecords.own_screen import KINDS, told_otherwise
 from tfrecords.splits import SPLITS, natural
 from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, read_table
 
@@ -53,7 +53,7 @@ def read_own_sites(source, screen, split_column=None):
     raw = read_table(
         Path(source) / screen["table"],
         used,
-        optional=[name for name in _OURS if name not in {*columns, *screen, *used}],
+        optional=[name for name in _OURS if name not in {*columns, *used} | told_otherwise(screen)],
         advice=f"Correct the names of columns, the fields of the images' template {templates[0]!r}, or the table.",
     )
     _report_unused(raw, used)
@@ -90,7 +90,8 @@ def read_own_sites(source, screen, split_column=None):
     _check_wells(sites)
     _check_once(sites, "site_id", "site", _APART)
     places = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"].map(place_of_well)  # A1, A01
-    check_one_treatment(places, sites["sirna"], sites["well_type"], sites["row"])
+    controls = (sites["sirna"] == "") & (sites["well_type"] != "treatment")  # not unknown: known to hold nothing
+    check_one_treatment(places, sites["sirna"].mask(controls, "no label"), sites["well_type"], sites["row"])
     _report_missing_words(sites["sirna"], texts["sirna"][1])
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)

@@ -16,8 +16,8 @@ def arcface_logits(y_true, cosine, margin, scale):
         y_true: class numbers, `(batch,)` or `(batch, 1)`, or shares `(batch, num_classes)`; a number that is no class
             leaves its row without margin.
         cosine: cosines `(batch, num_classes)`.
-        margin: angle in radians, a float or a scalar tensor (one that is warmed up). At 0 the result is exactly
-            `scale * clip(cosine)`.
+        margin: angle in radians, a float or a scalar tensor (one that is warmed up). At 0 the result is `scale *
+            clip(cosine)`, exactly for class numbers.
         scale: float, factor on the logits.
 
     Returns:

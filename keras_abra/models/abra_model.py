@@ -436,8 +436,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         return model
 
     def _own_layers(self):
-        """Those of neck and head, which no config but this one knows."""
-        return [*(self.neck.layers if self.neck else ()), self.head]
+        """Those beside the backbone, which no config but this one knows."""
+        return [*(self.neck.layers if self.neck else ()), self.head, *self.stages]
 
 
 class _Untracked:

@@ -223,7 +223,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         if name == "stages":
             return next(iter(self.stages))
         own = inspect.signature(self.loss).parameters.get(name)  # CosFace's margin is another one than ArcFace's
-        return SPACES[name].default if own is None else own.default
+        return SPACES[name].default if own is None or own.default is own.empty else own.default
 
     def _choices(self, name):
         if name in self.fixed or name not in self.search:

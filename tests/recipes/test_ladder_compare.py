@@ -32,6 +32,15 @@ def test_methods_of_two_ladders_are_paired(tmp_path, capsys):
 
 
 @pytest.mark.any_backend
+def test_what_has_nothing_to_be_compared_to_is_said(tmp_path, capsys):
+    one = cells(tmp_path, "a.csv", erm=((0.2, 0.4), (0.3, 0.5)), abra__two_sided=((0.5, 0.5), (0.4, 0.6)))
+    assert ladder_compare.main([one]) == []
+    assert "Left out: abra:two_sided, as abra_random:two_sided was not trained on" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--to dsu is no method of these files. Expected one of erm, abra:two_sided"):
+        ladder_compare.main([one, "--to", "dsu"])
+
+
+@pytest.mark.any_backend
 def test_what_was_not_trained_alike_is_refused(tmp_path):
     one = cells(tmp_path, "a.csv", erm=((0.2, 0.4), (0.3, 0.5)))
     other = cells(tmp_path, "b.csv", erm=((0.2, 0.4), (0.3, 0.6)))

@@ -265,7 +265,10 @@ def test_classes_without_a_site_to_learn_from_are_named(own, tmp_path, capsys):
 def test_columns_with_our_names_that_are_not_used_are_named(own, tmp_path, capsys):
     own_table().assign(well_type="negative_control", cell_type="A549").to_csv(own / "wells.csv", index=False)
     build_records(own, tmp_path / "records", screen=SCREEN)
-    assert "columns that are called cell_type, well_type, which the description does not" in capsys.readouterr().out
+    assert "columns that are called cell_type, which the description does not name" in capsys.readouterr().out
+    alone = {key: value for key, value in SCREEN.items() if key != "controls"}
+    build_records(own, tmp_path / "other", screen=alone)
+    assert "columns that are called cell_type, well_type, which the" in capsys.readouterr().out
 
 
 def test_wells_without_a_compound_may_be_the_controls(own, tmp_path):
@@ -275,6 +278,11 @@ def test_wells_without_a_compound_may_be_the_controls(own, tmp_path):
     sites = list_sites(tmp_path / "records", "test", ("treatment", "control"))
     empty = sites["well_type"] == "negative_control"
     assert empty.any() and sites.loc[empty, "label"].isna().all() and sites.loc[~empty, "label"].notna().all()
+    table = own_table().replace({"Compound": {"DMSO": ""}})
+    table.loc[(table["Well"] == "A02") & (table["Field"] == 9), "Compound"] = ""  # said of the well's first site alone
+    table.to_csv(own / "wells.csv", index=False)
+    with pytest.raises(ValueError, match="has 'no label' .negative_control., and in .* it has 'aspirin' .treatment."):
+        build_records(own, tmp_path / "torn", screen=screen)
 
 
 def test_pages_of_a_tiff_and_planes_of_a_png_are_channels(own, tmp_path):
