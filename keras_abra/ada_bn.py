@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_abra import backend
+from keras_abra.kinds import is_integer
 from keras_abra.models import ABRAModel
 from keras_abra.perturbed_norms import MeasuredNorm, batch_moments, replace_norms
 
@@ -40,7 +41,7 @@ def ada_bn(model, images, batch_size=32):
     replicas = backend.replicas() * backend.devices()
     if replicas > 1:
         raise ValueError(f"{_ONE_DEVICE}{replicas}.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if not (is_integer(batch_size) and batch_size >= 1):
         raise ValueError(f"`batch_size` must be an integer of 1 or more. Received: batch_size={batch_size!r}")
     first = images.get("image") if isinstance(images, dict) else images
     array = hasattr(first, "shape")

@@ -191,8 +191,8 @@ def main(argv=None):
         tables.append(predictions_table(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score_labelled(sites, logits)
-    metrics |= {"images": images_of(records), "kinds": [*kinds], "classes": names}
-    metrics["channels"] = channel_names(read_manifest(records))
+    metrics |= {"channels": channel_names(read_manifest(records)), "images": images_of(records)}
+    metrics |= {"kinds": [*kinds], "classes": names}
     metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)
     print_scores(metrics)

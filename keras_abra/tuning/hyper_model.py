@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_abra.kinds import is_integer
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
 from keras_abra.models import ABRAModel
@@ -147,7 +148,7 @@ class ABRAHyperModel(keras_tuner.HyperModel):
             DistributionAlignment("symmetric_kl" if kind == "none" else kind, **self.alignment)
         if not stages or any(isinstance(names, str) for names in stages):
             raise ValueError(f"`stages` must be a list of lists of layer names. Received: {stages!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if not (is_integer(seed) and seed >= 0):
             raise ValueError(f"`seed` must be an integer of at least 0. Received: {seed!r}")
         self.backbone = backbone
         self.num_classes = num_classes
@@ -237,14 +238,13 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         return [choice for choice in choices if choice != "none" and (wanted == "any" or choice > 0)]
 
     def _declare(self, hp, name):
-        space, given = SPACES[name], self.search[name]
+        space, given, default = SPACES[name], self.search[name], self._default(name)
         values = self._choices(name) if name == "stages" else given or space.values
         if isinstance(values, list):
-            own = name != "stages" and self._default(name) in values
-            default = self._default(name) if own else values[0]
+            default = values[0] if name == "stages" or default not in values else default
             return hp.Choice(name, values, default=default)
         low, high = values
-        default = min(max(self._default(name), low), high)
+        default = min(max(default, low), high)
         sampling = "log" if space.log and low > 0 else "linear"
         return hp.Float(name, low, high, sampling=sampling, default=default)
 
