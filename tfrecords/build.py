@@ -56,8 +56,8 @@ def build_records(
         splits: scheme of the splits, see `splits.assign_splits`; default `wilds`, its official one, and `table` for
             a screen of one's own.
         label: column that gives the classes: `sirna_id` (default), `cell_type`, `experiment` or `well_type`.
-        channels: numbers of the channels, or names in a screen of one's own, in the order wanted; None (default) for
-            all. Files of the others need not be there.
+        channels: numbers of the channels, or names in a screen of one's own (an integer is a name there, too, where
+            names are numbers), in the order wanted; None (default) for all. Files of the others need not be there.
         crop: edge in pixels of a square cut out of the centre, as WILDS did, before any resizing; None (default) keeps
             the whole field of view.
         image_size: edge of the images in pixels, made by averaging areas, so that the field of view stays; None
@@ -93,7 +93,7 @@ def build_records(
         layout=layout,
         splits=splits,
         label=label,
-        channels=channels,
+        channels=channels and [*map(str, channels)],
         crop=crop,
         image_size=image_size,
         encoding=encoding,

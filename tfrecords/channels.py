@@ -33,7 +33,7 @@ def find_missing(source, sites, channels=CHANNELS, names=None):
     def is_there(file):
         folder, _, name = file.rpartition("/")
         if folder not in listed:
-            listed[folder] = _list_files(source / folder)
+            listed[folder] = list_files(source / folder)
         return name in listed[folder]
 
     reasons = []
@@ -103,9 +103,10 @@ def _changed(path):
         return -1.0
 
 
-def _list_files(folder):
+def list_files(folder):
+    """Names of what is in a folder; a link that leads nowhere (git-annex has such for what was not fetched) is not."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
+            return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)}
     except (FileNotFoundError, NotADirectoryError):
         return set()

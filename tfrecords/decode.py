@@ -28,9 +28,9 @@ def decode_file(path):
 
     Raises:
         ValueError: naming the file if it is truncated, damaged, of another format, or of another kind of pixels.
+        OSError: naming it if it cannot be read.
     """
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_file(path)
     is_tiff = data[:4] in _TIFF
     fault = None if is_tiff else png_fault(data)
     if fault:
@@ -42,13 +42,31 @@ def decode_file(path):
                 raise ValueError(f"{path}: expected a picture; found an animation of {image.n_frames} frames.")
             return _read_pages(path, image, _tiff_bits if is_tiff else lambda page: data[24])
     except UnidentifiedImageError:
-        kind = "TIFF" if is_tiff else "PNG"
-        raise ValueError(f"{path}: no {kind} can be found in the file. Download or copy the file again.") from None
+        if is_tiff:
+            raise ValueError(
+                f"{path}: the TIFF is damaged, or of a kind that cannot be read here (several samples a pixel, a rare "
+                "compression). Copy the file again, or save its channels as grey pages, plain or with LZW or deflate."
+            ) from None
+        raise ValueError(f"{path}: no PNG can be found in the file. Download or copy the file again.") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error} Expected a field of one site: cut stitched wells into sites.") from None
-    except (OSError, SyntaxError, TypeError, EOFError, zlib.error, struct.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises of nearly every kind where a header is damaged
+        if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
+            raise
         kind = "TIFF" if is_tiff else "PNG"
         raise ValueError(f"{path}: the {kind} cannot be decoded ({error}). Download or copy the file again.") from None
+
+
+def read_file(path):
+    """The bytes of a file. An error names it, that of a disk that fails while it is read too."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _read_pages(path, image, bits_of):

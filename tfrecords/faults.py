@@ -32,7 +32,7 @@ def collect_faults(function, items):
         try:
             result = function(item)
         except (ValueError, OSError) as error:
-            messages += error.messages if isinstance(error, Faults) else [_describe(error)]
+            messages += error.messages if isinstance(error, Faults) else [describe_fault(error)]
             if len(messages) >= MOST:
                 break
         else:
@@ -42,7 +42,8 @@ def collect_faults(function, items):
         raise Faults(messages[:MOST])
 
 
-def _describe(error):
+def describe_fault(error):
+    """The text of an error, with the file that could not be read."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be read ({error.strerror})."
     return str(error)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfrecords.composition import GROUPS
 from tfrecords.image_batches import image_batches
 from tfrecords.listing import KINDS, fetch_shards, list_sites
-from tfrecords.manifest import read_manifest
+from tfrecords.manifest import channel_names, read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.record_images import record_images
 
@@ -35,7 +35,8 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
     Returns:
         pandas.DataFrame with a row for each group, indexed by `experiment` (and `plate`); `sites`, `mean_1`, `std_1`
         and so on (grey levels; the deviation is that of the population, as in the competition's `pixel_stats.csv`).
-        For `read_records(normalize=...)`. To keep it: `to_pickle`.
+        For `read_records(normalize=...)`. To keep it: `to_pickle`; `attrs` say which channels and plates it is of,
+        and `read_records` refuses others.
 
     Raises:
         ValueError: if the group is unknown, or there is no such well.
@@ -70,14 +71,23 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
         table[key] = row
     names = list(GROUPS[group]) if group else [None]
     index = pd.MultiIndex.from_tuples(table, names=names) if len(names) > 1 else pd.Index(list(table), name=names[0])
-    return pd.DataFrame(list(table.values()), index=index)
+    table = pd.DataFrame(list(table.values()), index=index)
+    table.attrs = {"channels": [*map(str, channel_names(manifest))]}
+    if group == "plate":
+        table.attrs["plates"] = dict(zip(sites["plate"].tolist(), sites["plate_name"], strict=True))
+    return table
 
 
-def normalizer(normalize, sites):
+def normalizer(normalize, sites, channels=None):
     """Gives a function of (images, row numbers of `sites`) from `normalize`, a function of images, a table, or None.
 
+    Args:
+        normalize: see `read_records`.
+        sites: table of `list_sites`, or None if `normalize` is a function.
+        channels: names of the images' channels, where they are known.
+
     Raises:
-        ValueError: if the table lacks the group of a site.
+        ValueError: if the table lacks the group of a site, or is of other channels, or of other plates' numbers.
     """
     if normalize is None:
         return lambda images, rows: images
@@ -88,6 +98,7 @@ def normalizer(normalize, sites):
             "normalize must be a function of images, a table of channel_statistics or None; received "
             f"{type(normalize)}."
         )
+    _check_attributes(normalize.attrs, sites, channels)
     names = [name for name in normalize.index.names if name is not None]
     place = np.zeros(len(sites), np.int64)
     if names:
@@ -101,14 +112,31 @@ def normalizer(normalize, sites):
             f"{site['site_id']!r}). Compute them with channel_statistics for the split that is read, "
             "of wells that each of its groups has."
         )
-    channels = sum(column.startswith("mean_") for column in normalize.columns)
+    count = sum(column.startswith("mean_") for column in normalize.columns)
     mean, deviation = (
-        normalize[[f"{what}_{channel}" for channel in range(1, channels + 1)]].to_numpy(np.float64)[place]
+        normalize[[f"{what}_{channel}" for channel in range(1, count + 1)]].to_numpy(np.float64)[place]
         for what in ("mean", "std")
     )
     gain = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     gain, offset = (tf.constant(values, tf.float32) for values in (gain, -mean * gain))
     return lambda images, rows: _move(images, tf.gather(gain, rows), tf.gather(offset, rows))
+
+
+def _check_attributes(found, sites, channels):
+    of = found.get("channels", channels)
+    if channels is not None and of != [*map(str, channels)]:
+        raise ValueError(
+            f"The statistics are of the channels {', '.join(of)}; the records have {', '.join(map(str, channels))}. "
+            "Compute them with channel_statistics of these records."
+        )
+    plates = found.get("plates", {})
+    names = dict(zip(sites["plate"].tolist(), sites["plate_name"], strict=True)) if plates else {}
+    for number, name in names.items():
+        if plates.get(number, name) != name:
+            raise ValueError(
+                f"The statistics are of records in which plate {number} is {plates[number]!r}; in these it is "
+                f"{name!r}. Compute them with channel_statistics of these records."
+            )
 
 
 def _move(images, gain, offset):

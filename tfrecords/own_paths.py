@@ -31,16 +31,18 @@ def fields_of(template):
     return [match[1] for match in _FIELD.finditer(template) if match[0] != CHANNEL]
 
 
-def fill_template(template, columns, table):
+def fill_template(template, columns, table, source):
     """Puts each row's values into a template.
 
     Args:
         template: see `own_screen.read_screen`.
         columns: dict of name -> (pandas.Series of str, name of the column in the table, for messages).
         table: as `table.read_table` gives it, for messages.
+        source: folder of the images.
 
     Returns:
-        pandas.Series of str: paths with `/` below the source, `{channel}` still in place.
+        pandas.Series of str: paths with `/` below the source, `{channel}` still in place. (CellProfiler's tables have
+        full paths, and folders that end in a `/`.)
 
     Raises:
         ValueError: naming the row whose path would lie outside the source folder, or whose value cannot stand in it.
@@ -59,13 +61,16 @@ def fill_template(template, columns, table):
             check_cells(table.assign(**{name: values}), name, whole, f"a whole number, as {match[0]} has it padded")
             values = values.map(lambda value, width=match[2]: format(int(value), width))
         paths = paths + values
-    paths = pd.Series(paths + template[end:], index=table.index, dtype=object)
+    paths = pd.Series(paths + template[end:], index=table.index, dtype=object).str.replace("//+", "/", regex=True)
+    for root in dict.fromkeys([os.path.abspath(source), os.path.realpath(source)]):
+        paths = paths.str.removeprefix(f"{root}/")
     good = paths.map({path: _stays_inside(path) for path in paths.unique()}).to_numpy(bool)
     check_cells(
         table.assign(images=paths),
         "images",
         good,
-        "a path below the source folder, with / between folders (no \\), without '.' or '..' and not absolute",
+        f"a path below the source folder (relative, or full and inside {str(source)!r}), with / between folders "
+        "(no \\), without '.' or '..'",
     )
     return paths
 
@@ -90,7 +95,8 @@ def check_links(source, files, rows):
         if not Path(real).is_relative_to(root):
             raise ValueError(
                 f"{row}: {file!r} is, or lies behind, a link that leads out of the source folder {str(source)!r}, to "
-                f"{real!r}. Expected files inside it: name the folder that holds them as the source."
+                f"{real!r}. Expected files inside it: name the folder that holds them as the source, with the "
+                "tables copied or linked into it."
             )
 
 

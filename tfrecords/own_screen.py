@@ -64,7 +64,7 @@ def read_screen(source, screen=None):
             `controls`: the `negative` and `positive` ones, by their value in the column `sirna`, or `[""]` for those
             where it is empty;
             `well_types`: which values of the column `well_type` mean `treatment`, `positive_control` and
-            `negative_control`, where they are not these words;
+            `negative_control`, where they are not these words (`""`: the empty cells);
             `splits`: experiments for `train`, `val` and `test`, instead of a column `dataset`; others are left out;
             `intensity`: which grey levels become 0 and 255, see `intensity.parse_intensity`.
 
@@ -160,6 +160,8 @@ def take_screen(arguments):
             screen.pop(one, None)
         elif one in given and isinstance(screen.get("columns"), dict):
             screen["columns"].pop(column, None)
+            if column == "well_type":
+                screen.pop("well_types", None)
     for key in ("columns", "controls"):
         if key in given and isinstance(screen.get(key), dict):
             given[key] = screen[key] | given[key]
@@ -200,13 +202,16 @@ def _fits(value, key):
     def is_text(value):
         return isinstance(value, str) and value != ""
 
-    def are_texts(value):
-        return isinstance(value, list) and len(value) > 0 and all(map(is_text, value))
+    def are_texts(value, of=is_text):
+        return isinstance(value, list) and len(value) > 0 and all(map(of, value))
 
     kind = _KEYS[key]
     if isinstance(value, dict):
-        of_lists = (lambda value: are_texts(value) or value == [""]) if key == "controls" else are_texts
-        part = {_TABLE: is_text, _KEYS["images"]: is_text, _TABLE_OF_LISTS: of_lists}.get(kind)
+        of_lists = {
+            "controls": lambda value: are_texts(value) or value == [""],
+            "well_types": lambda value: are_texts(value, lambda text: isinstance(text, str)),
+        }
+        part = {_TABLE: is_text, _KEYS["images"]: is_text, _TABLE_OF_LISTS: of_lists.get(key, are_texts)}.get(kind)
         return part is not None and len(value) > 0 and all(map(part, value.values()))
     return are_texts(value) if kind == _TEXTS else kind not in (_TABLE, _TABLE_OF_LISTS) and is_text(value)
 

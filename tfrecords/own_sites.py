@@ -92,11 +92,12 @@ def read_own_sites(source, screen, split_column=None):
     places = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"].map(place_of_well)  # A1, A01
     controls = (sites["sirna"] == "") & (sites["well_type"] != "treatment")  # not unknown: known to hold nothing
     check_one_treatment(places, sites["sirna"].mask(controls, "no label"), sites["well_type"], sites["row"])
+    _report_half_labelled(places, sites)
     _report_missing_words(sites["sirna"], texts["sirna"][1])
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
     known = texts | {name: (raw[name], name) for name in of_table}
-    sites["path"] = _paths(templates, screen, known, raw)
+    sites["path"] = _paths(templates, screen, known, raw, source)
     advice = "Name in the template what tells sites apart, or correct the table."
     _check_once(sites, "path", "file", advice)
     if sites["path"].map(type).eq(tuple).all():  # a file for each channel
@@ -161,6 +162,18 @@ def _report_unused(raw, used):
         )
 
 
+def _report_half_labelled(places, sites):
+    treated = sites["well_type"] == "treatment"
+    labelled = (sites["sirna"] != "")[treated].groupby(places[treated]).agg(["any", "all"])
+    half = labelled.index[labelled["any"] & ~labelled["all"]]
+    if len(half):
+        first = sites[treated & (places == half[0]) & (sites["sirna"] == "")].iloc[0]
+        print(
+            f"WARNING: {len(half):,} wells have a label in some of their rows and none in others, such as "
+            f"{first['row']}: sites without one are neither trained on nor scored. Write it into every row of the well."
+        )
+
+
 def _report_missing_words(labels, column):
     words = labels[labels.str.casefold().isin(_MISSING)].value_counts()
     if len(words):
@@ -184,7 +197,9 @@ def _well_types(raw, screen, sirna):
     if column is not None:
         meanings = {value: kind for kind, values in screen.get("well_types", {}).items() for value in values}
         meanings = meanings or dict(zip(KINDS, KINDS, strict=True))
-        check_cells(raw, column, raw[column].isin(list(meanings)), f"one of {', '.join(meanings)}")
+        words = ", ".join(meaning or "nothing" for meaning in meanings)
+        hint = "" if "" in meanings or (raw[column] != "").all() else '; `treatment = [""]` takes empty cells for such'
+        check_cells(raw, column, raw[column].isin(list(meanings)), f"one of {words}{hint}")
         return raw[column].map(meanings)
     controls = screen.get("controls", {})
     kinds = {value: f"{kind}_control" for kind, values in controls.items() for value in values}
@@ -225,8 +240,8 @@ def _check_experiments(experiments, splits, column, rows):
         )
 
 
-def _paths(templates, screen, columns, raw):
-    paths = [fill_template(template, columns, raw) for template in templates]
+def _paths(templates, screen, columns, raw, source):
+    paths = [fill_template(template, columns, raw, source) for template in templates]
     if isinstance(screen["images"], dict):
         return pd.Series(list(zip(*paths, strict=True)), index=raw.index, dtype=object)
     numbered = screen["channels"] == [str(1 + i) for i in range(len(screen["channels"]))]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tfrecords.decode import SIGNATURE, png_fault
+from tfrecords.decode import SIGNATURE, png_fault, read_file
 from tfrecords.images import channel_files, load_site
 
 # Of zlib's levels the one with the smallest files on RxRx1's images (127 KB a channel; 128 KB at levels 6 and 9, 146 KB
@@ -73,8 +73,7 @@ def load_pngs(source, path, channels, planes, size, crop=None, image_size=None, 
 
 
 def _read_plain(path, count, size):
-    with open(path, "rb") as stream:
-        data = stream.read()
+    data = read_file(path)
     if not data.startswith(SIGNATURE):
         return None
     fault = png_fault(data)

@@ -1,12 +1,14 @@
 """All that a build decides, before anything is written: a source and options -> which site goes where, and how."""
 
+import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing, stamp_files
-from tfrecords.faults import MOST, Faults
+from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing, list_files, stamp_files
+from tfrecords.faults import MOST, Faults, describe_fault
 from tfrecords.images import Size, channel_files, load_channel
 from tfrecords.intensity import DEFAULT, parse_intensity
 from tfrecords.labels import class_map
@@ -90,6 +92,7 @@ def prepare_build(
     exclude_leaks=False,
     screen=None,
     strict=False,
+    excluded=None,
 ):
     """Decides all of a build: reads the tables, looks which files are there, splits, and plans the shards.
 
@@ -99,6 +102,8 @@ def prepare_build(
     Args:
         source, layout, splits, label, channels, crop, image_size, encoding, seed, exclude_leaks, screen,
             strict: see `build_records`.
+        excluded: the table of sites that a build left out, to leave them out again although their files may have
+            come; None (default) for a new build.
 
     Returns:
         `Prepared`.
@@ -126,6 +131,9 @@ def prepare_build(
     used = sites["split"] != LEFT_OUT
     reasons[used] = find_missing(source, sites[used], channels, names and [names[i] for i in channels])
     _report_missing(source, sites[used], reasons[used], strict)
+    if excluded is not None:
+        lacking = excluded[excluded["reason"].str.match("no files|missing channels")].set_index("site_id")["reason"]
+        reasons = reasons.mask((reasons == "") & sites["site_id"].isin(lacking.index), sites["site_id"].map(lacking))
     repeats = _find_repeats(sites, sites[reasons == ""], exclude_leaks)
     if exclude_leaks:
         reasons = reasons.mask(reasons == "", repeating_sites(sites, repeats))
@@ -192,8 +200,8 @@ def _load_first(source, paths, channels):
         name, plane = channel_files(path, channels)[0]
         try:
             return path, name, load_channel(source / name, plane=plane)
-        except ValueError as error:
-            faults.append(str(error))
+        except (ValueError, OSError) as error:
+            faults.append(describe_fault(error))
     raise Faults(faults)
 
 
@@ -245,11 +253,12 @@ def _check_site_numbers(numbers, splits):
 
 def _report_numbers(sites):
     for kind in ("plate", "site"):
-        if not _are_numbers(sites, kind):
+        names = sites[f"{kind}_name"]
+        if not (names.str.lstrip("0").replace("", "0") == sites[kind].astype(str)).all():  # 01 is 1
             first = sites.loc[sites[kind].idxmin()]
             print(
-                f"The {kind}s are numbered in the order of their names, as they are not all numbers: "
-                f"{first[f'{kind}_name']!r} is {first[kind]}. Names stand in predictions and in list_sites."
+                f"The {kind}s are numbered in the order of their names, as they are not all numbers, each written in "
+                f"one way: {first[f'{kind}_name']!r} is {first[kind]}. Names stand in predictions and in list_sites."
             )
 
 
@@ -323,8 +332,23 @@ def _report_missing(source, sites, reasons, strict):
         raise ValueError(f"{report}\nExpected all channel files of every site. Add them, or build without strict.")
     if (reasons != "").all():
         expected = channel_files(sites["path"].iloc[0], (1,))[0][0]
+        found = _nearly(source, expected)
+        advice = (
+            f"There is {found!r}: correct the table or the template" if found else "Put the images beside the tables"
+        )
         raise ValueError(
             f"{report}\nNo site in {str(source)!r} is complete: nothing to build. Expected files such as "
-            f"{expected} below it; put the images beside the tables."
+            f"{expected} below it. {advice}."
         )
     print(f"{report}\nThey are left out, and listed in {EXCLUDED}.")
+
+
+def _nearly(source, file):
+    """A file whose name differs from the expected one in leading zeros, a `.0`, case, or how letters are composed."""
+
+    def plain(name):
+        name = re.sub(r"(\d)\.0(?!\d)", r"\1", unicodedata.normalize("NFC", name).casefold())
+        return re.sub(r"0+(?=\d)", "", name)
+
+    folder, _, name = file.rpartition("/")
+    return next((found for found in sorted(list_files(source / folder)) if plain(found) == plain(name)), None)

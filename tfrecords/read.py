@@ -11,7 +11,7 @@ from tfrecords.composition import random_batches
 from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.image_batches import image_batches
 from tfrecords.listing import fetch_shards, keep_labelled, list_sites
-from tfrecords.manifest import read_manifest
+from tfrecords.manifest import channel_names, read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.normalize import normalizer
 from tfrecords.order import Passes, handed_out_when_asked
@@ -140,7 +140,7 @@ def read_records(
     source = record_images(dest, sites, manifest)
     if cache is not None:
         source = cached_images(source, dest, sites, share, cache)
-    normalized = normalizer(normalize, sites)
+    normalized = normalizer(normalize, sites, channel_names(manifest))
     labels = tf.constant(sites["label"].fillna(-1).to_numpy(np.int32))
     experiments = {name: i for i, name in enumerate(manifest["experiments"]["train"])}
     experiment = tf.constant(sites["experiment"].map(experiments).fillna(-1).to_numpy(np.int32))

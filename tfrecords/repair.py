@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pandas as pd
+
 from tfrecords.build import list_tasks, make_index, to_csv
 from tfrecords.check_folder import check_shards, verify_records
 from tfrecords.folder import compare_options, hold
 from tfrecords.intensity import ranges_of
 from tfrecords.listing import read_index
-from tfrecords.manifest import EXCLUDED, INDEX, hash_bytes, read_manifest
+from tfrecords.manifest import EXCLUDED, INDEX, UNFINISHED, hash_bytes, read_manifest
 from tfrecords.mirror import CACHE
 from tfrecords.parallel import run_tasks
 from tfrecords.prepare import OPTIONS, prepare_build
@@ -58,7 +60,9 @@ def repair_records(dest, source=None, workers=None, faults=None):
                 f"The source {str(source)!r}, from which the records were built, is not there. Name the folder that "
                 "holds the same tables and images: `python -m tfrecords.verify DEST --repair --source FOLDER`."
             )
-        prepared = prepare_build(source, **{name: manifest["options"][name] for name in OPTIONS})
+        left_out = None if EXCLUDED in tables else pd.read_csv(dest / EXCLUDED, dtype=str, keep_default_na=False)
+        given = {name: manifest["options"][name] for name in OPTIONS}
+        prepared = prepare_build(source, **given, excluded=left_out)
         compare_options(dest, manifest["options"], prepared.options, "was built")
         wanted = {shard["name"]: shard["sha256"] for shard in shards}
         tasks = (
@@ -76,7 +80,7 @@ def repair_records(dest, source=None, workers=None, faults=None):
 
 
 def _stays(fault, dest, shards, tables):
-    if fault.file in tables or any(fault.file == shard["name"] for shard in shards):
+    if fault.file in {*tables, UNFINISHED} or any(fault.file == shard["name"] for shard in shards):
         return False
     return (dest / fault.file).exists()  # What a killed build left is gone by now.
 

@@ -22,7 +22,8 @@ def assign_splits(sites, scheme="wilds"):
         sites: table of `read_sites`.
         scheme: one of
             `wilds` (default), as RxRx1-WILDS (Koh et al. 2021, appendix E.3, "official"): `train` is site 1 and
-            `id_test` site 2 of the training experiments, `val` and `test` are both sites of the others;
+            `id_test` site 2 of the training experiments, `val` and `test` are both sites of the others (where wells
+            have more sites `train` has all but 2);
             `mixed-to-test`, WILDS's measure of what an unseen experiment costs: site 1 of the test experiments is
             trained on in place of as many training experiments of the same cell type, those of the lowest numbers,
             and site 2 of the test experiments is `test`; site 2 of the training experiments is left out;

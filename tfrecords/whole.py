@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ENDING = ".tmp"
+_NO_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # of file systems that sync none, some of networks among them
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -73,5 +74,8 @@ def sync_folder(folder):
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS:
+            raise
     finally:
         os.close(handle)

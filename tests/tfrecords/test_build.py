@@ -214,14 +214,27 @@ def test_images_changed_while_they_are_read_are_an_error_and_what_they_are_in_is
 def test_files_that_cannot_be_opened_are_named_with_the_others(release, tmp_path):
     for name, spoil in (
         ("B03_s1_w1", lambda path: path.write_bytes(b"")),
-        ("B04_s1_w1", lambda path: path.symlink_to("no")),
+        ("B04_s1_w1", lambda path: path.mkdir()),
     ):
         path = release / f"images/RPE-01/Plate1/{name}.png"
         path.unlink()
         spoil(path)
-    with pytest.raises(ValueError, match="2 files are not as expected") as caught:
+    first = release / "images/HUVEC-01/Plate1/B02_s1_w1.png"  # of which the size is taken
+    first.unlink()
+    first.mkdir()
+    with pytest.raises(ValueError, match="3 files are not as expected") as caught:
         build_records(release, tmp_path / "records")
-    assert "B04_s1_w1.png: cannot be read (No such file or directory)" in str(caught.value)
+    for name in ("B04_s1_w1", "B02_s1_w1"):
+        assert f"{name}.png: cannot be read (Is a directory)" in str(caught.value)
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_file(release, tmp_path, capsys):
+    """As git-annex leaves what was not fetched."""
+    path = release / "images/RPE-01/Plate1/B03_s2_w5.png"
+    path.unlink()
+    path.symlink_to("no")
+    assert build_records(release, tmp_path / "records")["excluded"]["count"] == 1
+    assert "missing channels w5: 1 (RPE-01_1_B03_2)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["index.csv", "excluded.csv"])

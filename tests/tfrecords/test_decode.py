@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tfrecords.decode import decode_file, png_fault
+from tfrecords.faults import describe_fault
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -96,3 +97,39 @@ def test_an_animation_is_refused(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(GREY[::-1])])
     with pytest.raises(ValueError, match="a.png: expected a picture; found an animation of 2 frames"):
         decode_file(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tiff_with_a_byte_changed_is_read_or_named(tmp_path):
+    """Pillow raises of many kinds there: of 2,000 such files none may end a build without its file's name."""
+    path = tmp_path / "image.tif"
+    Image.fromarray(DEEP).save(path)
+    whole, draw, kinds = path.read_bytes(), np.random.default_rng(1), set()
+    for _ in range(2000):
+        data = bytearray(whole)
+        data[draw.integers(4, len(data))] = draw.integers(256)
+        path.write_bytes(data)
+        try:
+            decode_file(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+            kinds.add(type(error.__context__))
+    assert len(kinds) > 2
+
+
+def test_a_disk_that_fails_while_it_is_read_is_named_with_the_file():
+    with pytest.raises(OSError, match="/proc/self/mem") as caught:  # opens, and cannot be read at 0
+        decode_file("/proc/self/mem")
+    assert describe_fault(caught.value) == f"/proc/self/mem: cannot be read ({caught.value.strerror})."
+
+
+def test_a_sound_tiff_of_another_kind_is_not_called_damaged_alone(tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(RGB).save(path)
+    data = bytearray(path.read_bytes())
+    place = data.index(struct.pack("<HHI", 262, 3, 1)) + 8
+    assert data[place] == 2  # RGB
+    data[place] = 1  # three samples of grey
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="image.tif: the TIFF is damaged, or of a kind that cannot be read here"):
+        decode_file(path)

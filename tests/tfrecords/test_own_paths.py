@@ -60,3 +60,18 @@ def test_a_link_inside_the_source_may_be_followed_and_so_may_the_source_itself_b
     manifest = build_records(tmp_path / "name", tmp_path / "records", screen=SCREEN, label="experiment")
     assert manifest["index"]["count"] == 2
     check_links(tmp_path / "name", ["p/A.png", "p/B.png"], ["row 1", "row 2"])
+
+
+def test_full_paths_below_the_source_and_doubled_slashes_are_taken(linked, tmp_path):
+    """As CellProfiler's load_data.csv has them."""
+    (linked / "p/B.png").unlink()
+    (linked / "wells.csv").write_text(f"experiment,folder,well\na,p/,A\na,{linked}/p,A\n")
+    with pytest.raises(ValueError, match="row 3: the site 'a_1_A_1' is a duplicate"):
+        build_records(linked, tmp_path / "records", screen=SCREEN, label="experiment")
+    for folder in ("p/", f"{linked}/p/", f"{linked}/p"):
+        (linked / "wells.csv").write_text(f"experiment,folder,well\na,{folder},A\n")
+        manifest = build_records(linked, tmp_path / "records", screen=SCREEN, label="experiment")
+        assert manifest["index"]["count"] == 1  # and the second and third time the same records
+    (linked / "wells.csv").write_text(f"experiment,folder,well\na,{linked}2/p,A\n")
+    with pytest.raises(ValueError, match="full and inside .*source'.*, with / between"):
+        build_records(linked, tmp_path / "records", screen=SCREEN, label="experiment")

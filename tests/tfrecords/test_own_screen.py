@@ -18,9 +18,10 @@ from tfrecords.build import build_records, main
 from tfrecords.describe import describe_records
 from tfrecords.images import scale_to_bytes
 from tfrecords.listing import list_sites
-from tfrecords.manifest import class_names, read_manifest
+from tfrecords.manifest import channel_names, class_names, read_manifest
+from tfrecords.normalize import channel_statistics
 from tfrecords.order import site_ids_of_step
-from tfrecords.own_screen import read_screen
+from tfrecords.own_screen import read_screen, take_screen
 from tfrecords.read import read_records
 from tfrecords.repair import repair_records
 from tfrecords.table import _as_text
@@ -444,7 +445,7 @@ def test_damaged_files_are_all_named_where_grey_levels_are_measured(own, tmp_pat
         (own / name).write_bytes(b"II*\x00")
     with pytest.raises(ValueError, match="3 files are not as expected:") as caught:
         build_records(own, tmp_path / "records", screen=SCREEN)
-    assert str(caught.value).count("no TIFF can be found in the file") == 3
+    assert str(caught.value).count("the TIFF is damaged, or of a kind that cannot be read") == 3
 
 
 def test_a_damaged_shard_is_repaired_with_the_grey_levels_of_the_build(own, tmp_path):
@@ -649,3 +650,62 @@ def test_fields_that_are_squeezed_into_squares_are_pointed_out(own, tmp_path, ca
 def test_a_width_for_the_channel_is_refused_by_its_name(own):
     with pytest.raises(ValueError, match="gives a width to {channel}, whose names stand as they are"):
         build_records(own, own / "records", screen=SCREEN | {"images": "{well}_{channel:02}.tif"})
+
+
+def test_an_integer_is_the_name_of_a_channel_too(own, tmp_path):
+    for n, name in enumerate(SCREEN["channels"]):
+        for path in own.glob(f"*/*_ch{name}.tif"):
+            path.rename(path.with_name(path.name.replace(f"_ch{name}", f"_ch{2 - n}")))
+    screen = SCREEN | {"channels": [2, 1]}
+    build_records(own, tmp_path / "texts", screen=screen, channels=("1",))
+    manifest = build_records(own, tmp_path / "integers", screen=screen, channels=(1,))
+    assert channel_names(manifest) == ["1"] == channel_names(read_manifest(tmp_path / "texts"))
+    np.testing.assert_equal(images(tmp_path / "texts"), images(tmp_path / "integers"))
+
+
+def test_controls_on_the_command_line_stand_for_the_files_column_and_its_words(own):
+    text = TOML.replace("[columns]", '[columns]\nwell_type = "Kind"').replace(
+        '[controls]\nnegative = ["DMSO"]', '[well_types]\ntreatment = ["t"]'
+    )
+    (own / "screen.toml").write_text(text)
+    arguments = {"source": own, "screen": None, "controls": ["negative=DMSO"], "channels": None}
+    arguments |= {"table": None, "images": None, "columns": None, "intensity": None}
+    screen = read_screen(own, take_screen(arguments))
+    assert screen["controls"] == {"negative": ["DMSO"]} and "well_types" not in screen
+
+
+@pytest.mark.parametrize("field, written", [("1.0", "A1_f1.0_chDNA.tif"), ("1", "A1_f1_chDNA.tif")])
+def test_where_no_file_is_found_one_with_nearly_its_name_is_shown(own, tmp_path, field, written):
+    there = "A1_f01_chDNA.tif"
+    table = own_table()[lambda table: table["Field"] == 1].assign(Field=field)
+    table.to_csv(own / "wells.csv", index=False)
+    with pytest.raises(ValueError, match=f"such as BR001/{written} below it. There is '{there}': correct the table"):
+        build_records(own, tmp_path / "records", screen=SCREEN | {"images": "{Plate}/{well}_f{site}_ch{channel}.tif"})
+
+
+def test_numbers_with_zeros_before_them_are_not_said_to_be_none(own, tmp_path, capsys):
+    columns = SCREEN["columns"] | {"site": "F"}
+    own_table().assign(F=lambda table: table["Field"].map("{:02}".format)).to_csv(own / "wells.csv", index=False)
+    screen = SCREEN | {"columns": columns, "images": "{Plate}/{well}_f{site}_ch{channel}.tif"}
+    build_records(own, tmp_path / "records", screen=screen)
+    out = capsys.readouterr().out
+    assert "The plates are numbered" in out and "The sites are numbered" not in out
+    assert {*list_sites(tmp_path / "records", "train")["site_name"]} == {"01", "09"}
+
+
+def test_statistics_are_of_the_channels_and_plates_that_they_were_made_of(own, tmp_path):
+    train = ["day 1", "day 2", "2024/03"]
+    build = functools.partial(build_records, own, screen=SCREEN | {"splits": {"train": train}})
+    build(tmp_path / "records")
+    table = channel_statistics(tmp_path / "records", "train", group="plate")
+    table.to_pickle(tmp_path / "table")
+    table = pd.read_pickle(tmp_path / "table")
+    read_records(tmp_path / "records", "train", batch_size=2, normalize=table, labelled_only=True)
+    build(tmp_path / "turned", channels=("ER", "DNA"))
+    with pytest.raises(ValueError, match="statistics are of the channels DNA, ER; the records have ER, DNA. Compute"):
+        read_records(tmp_path / "turned", "train", batch_size=2, normalize=table, labelled_only=True)
+    own_table().query("Plate != 'BR001'").to_csv(own / "wells.csv", index=False)
+    screen = SCREEN | {"splits": {"train": train[1:]}}
+    build_records(own, tmp_path / "less", screen=screen)
+    with pytest.raises(ValueError, match="records in which plate 1 is 'BR001'; in these it is 'BR002'. Compute"):
+        read_records(tmp_path / "less", "train", batch_size=2, normalize=table, labelled_only=True)

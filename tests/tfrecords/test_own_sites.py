@@ -120,10 +120,10 @@ def test_splits_come_from_a_list_a_column_or_nothing(read):
         (("a", "../..", "A", 1, "x"), "column 'images': expected a path below the source folder"),
         (
             ("a", "/etc", "A", 1, "x"),
-            r"expected a path below the source folder, .*without '.' or '..' and not absolute; found '/etc/A",
+            r"expected a path below the source folder .*full and inside .*without '.' or '..'; found '/etc/A",
         ),
-        (("a", "C:", "A", 1, "x"), "expected a path below the source folder"),
-        (("a", "b\\..", "A", 1, "x"), "expected a path below the source folder"),
+        (("a", "C:", "A", 1, "x"), "expected a path below the source folder "),
+        (("a", "b\\..", "A", 1, "x"), "expected a path below the source folder "),
         (("a", "b\\c", "A", 1, "x"), r"with / between folders \(no "),
         (("a", "{channel}", "A", 1, "x"), "column 'P': expected no brace in a path; found '{channel}'"),
     ],
@@ -181,3 +181,27 @@ def test_a_column_or_a_brace_that_does_not_fit_is_named(read):
         read([("a", 1, "A", 1, "x")], images="{plate/{well}.tif")
     with pytest.raises(ValueError, match="or a width that is not such as 02"):
         read([("a", 1, "A", 1, "x")], images="{plate}/{site:2}.tif")
+
+
+def test_a_well_with_a_label_in_some_rows_only_is_pointed_out(read, capsys):
+    rows = [
+        ("a", "1", "A1", "1", "x"),
+        ("a", "1", "A01", "2", ""),
+        ("a", "1", "B1", "1", ""),
+        ("a", "1", "C1", "1", ""),
+    ]
+    read(rows)
+    out = capsys.readouterr().out
+    assert "1 wells have a label in some of their rows and none in others, such as wells.csv, row 3: sites" in out
+    read([*rows[:1], *rows[2:]], controls={"negative": [""]})
+    assert "in some of their rows" not in capsys.readouterr().out
+
+
+def test_empty_cells_may_mean_a_kind_of_well(read):
+    """As in JUMP's column control_type."""
+    rows = [("a", "1", "A1", "1", ""), ("a", "1", "A2", "1", "negcon")]
+    columns = SCREEN["columns"] | {"well_type": "L"}
+    kinds = {"treatment": [""], "negative_control": ["negcon"]}
+    assert [*read(rows, columns=columns, well_types=kinds)["well_type"]] == ["treatment", "negative_control"]
+    with pytest.raises(ValueError, match=r"one of negcon; `treatment = \[\"\"\]` takes empty cells for such; found ''"):
+        read(rows, columns=columns, well_types={"negative_control": ["negcon"]})

@@ -102,3 +102,20 @@ def test_a_damaged_manifest_is_noticed_wherever_it_is(records):
         with pytest.raises(ValueError, match="manifest.json (is damaged|has schema)"):
             read_manifest(records)
         path.write_bytes(data)
+
+
+def test_a_file_that_came_since_does_not_stand_in_the_way(release, tmp_path):
+    path, late = release / "images/RPE-01/Plate1/B03_s2_w5.png", tmp_path / "late.png"
+    path.rename(late)
+    dest = tmp_path / "records"
+    build_records(release, dest)
+    whole = content(dest)
+    late.rename(path)
+    flip(dest / NAME, 400)
+    assert repair_records(dest) == ([NAME], []) and content(dest) == whole
+
+
+def test_what_a_killed_repair_left_is_no_stray_file(records, records_tree):
+    flip(records / NAME, 400)
+    (records / "unfinished.json").touch()
+    assert repair_records(records) == ([NAME], []) and content(records) == content(records_tree)

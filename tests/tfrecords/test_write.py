@@ -1,10 +1,14 @@
+import errno
 import hashlib
+import os
+import stat
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfrecords.sources import read_sites
+from tfrecords.whole import write_whole
 from tfrecords.write import Task, encode_site, scan_shard, write_shard
 
 
@@ -68,3 +72,19 @@ def test_a_bad_image_leaves_no_file(task, release, tmp_path):
     with pytest.raises(ValueError, match="_w4.png: expected a whole PNG"):
         write_shard(task)
     assert list((tmp_path / "train").iterdir()) == []
+
+
+def test_a_file_system_that_syncs_no_folders_is_one_to_write_to(tmp_path, monkeypatch):
+    def fails(number):
+        def fsync(handle):
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise OSError(number, os.strerror(number))
+
+        return fsync
+
+    monkeypatch.setattr("os.fsync", fails(errno.EINVAL))
+    write_whole(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
+    monkeypatch.setattr("os.fsync", fails(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_whole(tmp_path / "file", b"data")
