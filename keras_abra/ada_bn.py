@@ -8,6 +8,7 @@ from keras import ops
 from keras_abra import backend
 from keras_abra.kinds import is_integer
 from keras_abra.models import ABRAModel
+from keras_abra.models.embedder import run_alike
 from keras_abra.perturbed_norms import MeasuredNorm, batch_moments, replace_norms
 
 _ONE_DEVICE = "AdaBN is measured on one device, and here batches are divided among "
@@ -47,7 +48,7 @@ def ada_bn(model, images, batch_size=32):
     array = hasattr(first, "shape")
     if (len(first) if array else int(images.cardinality()) if hasattr(images, "cardinality") else None) == 0:
         raise ValueError("No images were given. Expected those of one experiment.")
-    measured = _Measured(model)
+    measured = run_alike(_Measured(model), model)
     strategy = getattr(measured, "distribute_strategy", None)  # TensorFlow's, if this is its scope
     if strategy is not None and strategy.num_replicas_in_sync > 1:
         raise ValueError(f"{_ONE_DEVICE}{strategy.num_replicas_in_sync}. Call it outside the strategy's scope.")

@@ -32,9 +32,13 @@ def cut_backbone(backbone, after):
         if name in cuts:
             continue
         known = name in [layer.name for layer in backbone.layers]
-        why = (
-            "paths lead around it, or its output is not one feature map" if known else "the backbone has no such layer"
-        )
+        why = "the backbone has no such layer"
+        if known:
+            why = "paths lead around it, or its output is not one feature map"
+        elif inner := [m.name for m in backbone.layers if isinstance(m, keras.Model) and _has_within(m, name)]:
+            why = (
+                f"it is inside the model {inner[0]!r}, which is one layer here. Give that model itself as the backbone"
+            )
         raise ValueError(
             f"Cannot cut `{backbone.name}` after {name!r}: {why}. Expected names of layers that every path from image "
             f"to output goes through, with one output of rank 4. Valid here: {', '.join(cuts) or 'none'}."
@@ -46,6 +50,10 @@ def cut_backbone(backbone, after):
     return [
         _part(start, end, f"{backbone.name}_part{i}") for i, (start, end) in enumerate(zip(starts, ends, strict=True))
     ]
+
+
+def _has_within(model, name):
+    return any(layer.name == name for layer in model._flatten_layers(include_self=False))
 
 
 def valid_cuts(backbone):

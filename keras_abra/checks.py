@@ -18,7 +18,12 @@ NO_SAMPLE = (
 
 _OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "crossentropy", "ce")
 _OF_PROBABILITIES += ("SparseCategoricalCrossentropy", "CategoricalCrossentropy")
-_KERAS_OWN = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
+_OF_PROBABILITIES += ("kl_divergence", "KLDivergence", "kld")
+_KERAS_OWN = (
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.kl_divergence,
+)
 
 
 def unpack_inputs(inputs, expected):
@@ -85,7 +90,8 @@ def check_metrics(arguments, names):
     metrics = [arguments.get("metrics"), arguments.get("weighted_metrics")]
     for metric in keras.tree.flatten(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", None))
-        if any(metric is own for own in _KERAS_OWN) or (isinstance(metric, str) and metric in _OF_PROBABILITIES):
+        of_probabilities = metric in _OF_PROBABILITIES if isinstance(metric, str) else _takes_probabilities(metric)
+        if of_probabilities:
             raise ValueError(
                 f"The metric {name!r} takes probabilities, and ABRAModel predicts logits. `evaluate` gives their "
                 "cross-entropy as `loss`; or give keras.metrics.SparseCategoricalCrossentropy(from_logits=True), for "
@@ -93,6 +99,15 @@ def check_metrics(arguments, names):
             )
         if name in names:
             raise ValueError(f"A metric may not be called {name!r}, as a log of ABRAModel is. Give it another name.")
+
+
+def _takes_probabilities(metric):
+    kinds = (keras.metrics.KLDivergence, keras.losses.KLDivergence)
+    return (
+        any(metric is own for own in _KERAS_OWN)
+        or isinstance(metric, kinds)
+        or getattr(metric, "from_logits", None) is False
+    )
 
 
 def check_mirrored(optimizer, steps_per_execution, run_eagerly):

@@ -35,6 +35,7 @@ def check(model, arguments, training=True):
         ValueError: naming the first label or id outside its range, or training batches of one sample.
     """
     arguments["y"] = _as_array(arguments["y"])
+    _check_some(arguments)
     if arguments["y"] is None and (_is_array(arguments["x"]) or isinstance(arguments["x"], dict)):
         checks.check_labels(None, model.num_classes)
     arguments["x"], arguments["y"] = _check_data(model, arguments["x"], arguments["y"], training)
@@ -109,13 +110,13 @@ def _indivisible(devices):
     )
 
 
-def check_arrays(model, x, y):
-    """Checks the labels and ids of one training batch of arrays.
+def check_arrays(model, x, y, training=True):
+    """Checks the labels, and in training ids, of one batch of arrays.
 
     Raises:
         ValueError: naming the first one outside its range.
     """
-    _check_data(model, x, y, True)
+    _check_data(model, x, y, training)
 
 
 def ramp_length(model, arguments):
@@ -190,6 +191,16 @@ def _steps(arguments):
     return len(data) if hasattr(data, "__len__") else None
 
 
+def _check_some(arguments):
+    data, labels = arguments["x"], arguments["y"]
+    split = arguments.get("validation_split")
+    if _is_array(labels) and len(labels.shape) and not _kept(int(labels.shape[0]), split):
+        left = f", of which validation_split={split} leaves none" if split else ""
+        raise ValueError(f"There are no samples. Received: {int(labels.shape[0])}{left}")
+    if labels is None and callable(getattr(data, "cardinality", None)) and int(data.cardinality()) == 0:
+        raise ValueError("There are no samples: the data pipeline is empty.")
+
+
 def _check_batches(samples, batch_size, steps):
     reached = steps is None or steps * batch_size > samples
     if batch_size == 1 or (samples % batch_size == 1 and reached):
@@ -250,9 +261,14 @@ def _check_shares(values):
 def _checked(tf, model, batch, limits, training):
     limits = dict(limits)
     x, y = batch[0], batch[1] if len(batch) > 1 else None
-    image = x["image"] if isinstance(x, dict) and "image" in x else x
-    if isinstance(x, dict) or image.shape.rank is not None:
+    image = x.get("image") if isinstance(x, dict) else x
+    if image is None or image.shape.rank is not None:
         model.unpack_inputs(x)
+    elif keras.backend.backend() == "tensorflow":
+        raise ValueError(
+            "The images of the pipeline have no known shape, as those of tf.py_function have none. Set it: "
+            "images.set_shape([None, height, width, channels])."
+        )
     if y is not None and y.shape.rank is None:
         raise ValueError(
             "The labels of the pipeline have no known shape, as those of tf.py_function have none. Set it: "
@@ -271,6 +287,9 @@ def _checked(tf, model, batch, limits, training):
     for name, limit in limits.items():
         if values[name] is None:
             continue
+        kind = values[name].dtype
+        if not (kind.is_integer or kind.is_floating or kind.is_bool):
+            raise ValueError(f"Every {name} must be an integer in [0, {limit}). Received: values of type {kind.name}")
         ids = values[name] if values[name].dtype.is_floating else tf.cast(values[name], tf.int64)
         message = f"{_MARK}Every {name} must be an integer in [0, {limit}). Received: "
         good = (ids >= 0) & (ids < limit) & (tf.floor(ids) == ids if ids.dtype.is_floating else True)

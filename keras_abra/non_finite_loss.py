@@ -17,7 +17,7 @@ class NonFiniteLossError(FloatingPointError):
         super().__init__(
             f"{what} in epoch {epoch}, step {step} (both from 0); training was stopped and the weights are not to be "
             "used. Usual causes: a label outside [0, num_classes), images that are not standardized or hold NaN, a "
-            "learning rate that is too high, a margin or scale too large for the warm-up."
+            "sample weight of NaN, a learning rate that is too high, a margin or scale too large for the warm-up."
         )
 
     def __reduce__(self):  # from a process to another

@@ -23,9 +23,11 @@ class Ramp(keras.layers.Layer):
         self.built = True
 
     def start(self, length):
-        """Sets the length in optimizer steps, unless the ramp has begun: a resumed run keeps its own."""
+        """Sets the length in optimizer steps, unless the ramp has begun: a resumed run keeps its own. Steps that were
+        taken before there was a length are none of it."""
         if not self.has_begun():
-            self.progress.assign([ops.convert_to_numpy(self.progress)[0], float(length)])
+            taken = 0.0 if length else ops.convert_to_numpy(self.progress)[0]
+            self.progress.assign([taken, float(length)])
 
     def has_begun(self):
         """Whether a length above 0 was set, and a step taken since."""

@@ -102,3 +102,11 @@ class Subclassed(keras.Model):
 def test_what_is_no_backbone_is_named(backbone, message):
     with pytest.raises(ValueError, match=message):
         cut_backbone(backbone(), ["stem"])
+
+
+def test_a_layer_inside_an_inner_model_is_said_to_be_there():
+    image = keras.Input((16, 16, 3))
+    inner = keras.Model(image, keras.layers.Conv2D(4, 3, name="stem")(image), name="inner")
+    outer = keras.Input((16, 16, 3))
+    with pytest.raises(ValueError, match="after 'stem': it is inside the model 'inner'.*Valid here: inner"):
+        cut_backbone(keras.Model(outer, inner(outer)), ["stem"])

@@ -45,8 +45,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
       differ.
 
     Statistics are computed in float32 under every dtype policy. Spreads are constants to the gradient. On several
-    replicas the mini-batch is that of all of them, and each draws its own noise. Without training, or with a mini-batch
-    of one sample, the layer is the identity.
+    replicas the mini-batch is that of all of them, and each draws its own noise. Without training, or (`"diagonal"`,
+    `"low_rank"`) with a mini-batch of one sample, the layer is the identity.
 
     DSU (Li et al., "Uncertainty Modeling for Out-of-Distribution Generalization", ICLR 2022) is
     `FeatureStatisticsUncertainty(radius=None, probability=0.5)` after several stages of a network.
@@ -197,7 +197,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         self.num_experiments = num_experiments
         self.experiment_groups = None if experiment_groups is None else [int(g) for g in experiment_groups]
         self.synchronized = synchronized
-        self.seed = seed
+        self.seed = seed = plain(seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.noise_generator = ReplicaSeedGenerator(apart(seed, 1, 0x85EBCA6B))
 

@@ -11,7 +11,7 @@ from keras_abra.kinds import plain
 from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
 from keras_abra.layers.feature_statistics_uncertainty import apart
 from keras_abra.losses import ArcFace, DistributionAlignment, softmax_cross_entropy
-from keras_abra.models.embedder import Embedder
+from keras_abra.models.embedder import Embedder, run_alike
 from keras_abra.neck import embedding_neck
 from keras_abra.perturbed_norms import Branches, layers_within
 from keras_abra.ramp import Ramp
@@ -191,7 +191,7 @@ class ABRAModel(backend.Trainer, keras.Model):
     def embed(self, x, batch_size=None, verbose="auto", steps=None):
         """L2-normalized embeddings, float32 NumPy `(samples, embedding_dim)`. Arguments as for `predict`."""
         if self._embedder.value is None:
-            self._embedder.value = Embedder(self)
+            self._embedder.value = run_alike(Embedder(self), self)
         fit_arguments.check_division(x, batch_size)
         return self._embedder.value.predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
 
@@ -319,12 +319,18 @@ class ABRAModel(backend.Trainer, keras.Model):
                 "jit_compile=True does not work under a tf.distribute strategy (XLA cannot reach the replicas' "
                 "variables). Leave jit_compile at 'auto'."
             )
-        checks.check_metrics(kwargs, LOGS)
+        checks.check_metrics(kwargs, (*LOGS, "skipped"))
         self.branches.freeze_alike()
+        self._embedder.value = None  # its compiled function is of what was trainable then
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         if mirrored:
             checks.check_mirrored(self.optimizer, self.steps_per_execution, self.run_eagerly)
         self._requested_jit_compile = jit_compile  # Keras keeps what "auto" came to, which another backend may not have
+
+    def quantize(self, *args, **kwargs):
+        """As `keras.Model.quantize`: backbone and neck; the head's cosines stay float32."""
+        super().quantize(*args, **kwargs)
+        self._embedder.value = None
 
     def get_compile_config(self):
         return {**super().get_compile_config(), "jit_compile": self._requested_jit_compile} if self.compiled else None
@@ -393,9 +399,10 @@ class ABRAModel(backend.Trainer, keras.Model):
         fit_arguments.check_division(x, batch_size)
         return super().predict(x, batch_size, *args, **kwargs)
 
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        fit_arguments.check_arrays(self, x, y, training=False)
         with self._evaluation():
-            return super().test_on_batch(*args, **kwargs)
+            return super().test_on_batch(x, y, *args, **kwargs)
 
     def said_by_names(self):
         """What the model was told by names that another process may count otherwise, for `ResumableRun` to compare."""
@@ -421,6 +428,9 @@ class ABRAModel(backend.Trainer, keras.Model):
             "warmup": self.warmup,
             "class_names": self.class_names,
             "frozen": [i for i, layer in enumerate(self._own_layers()) if not layer.trainable],
+            "changed": {
+                str(i): changes for i, layer in enumerate(self._own_layers()) if (changes := self._changes(layer))
+            },
         }
 
     @classmethod
@@ -428,12 +438,31 @@ class ABRAModel(backend.Trainer, keras.Model):
         names = ("backbone", "uncertainty", "loss", "alignment")
         objects = {n: keras.saving.deserialize_keras_object(config[n], custom_objects=custom_objects) for n in names}
         config = {**config, **objects}
-        frozen = config.pop("frozen", ())
+        frozen, changed = config.pop("frozen", ()), config.pop("changed", {})
         model = cls(**config)
         own = model._own_layers()
+        for i, changes in changed.items():
+            if "lora" in changes:
+                own[int(i)].enable_lora(**changes["lora"])
+            policy = keras.saving.deserialize_keras_object(changes["dtype"]) if "dtype" in changes else None
+            if policy is not None and policy.quantization_mode is not None:
+                own[int(i)].quantize(policy.quantization_mode)
+            elif policy is not None:
+                own[int(i)].dtype_policy = policy
         for i in frozen:
             own[i].trainable = False
         return model
+
+    def _changes(self, layer):
+        """What was done to one of our own layers after it was made: dtype policy or quantization, LoRA."""
+        changes, policy = {}, self.dtype_policy
+        if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+            policy = policy[layer.path]
+        if layer.dtype_policy != policy and not any(layer is stage for stage in self.stages):
+            changes["dtype"] = keras.saving.serialize_keras_object(layer.dtype_policy)
+        if getattr(layer, "lora_enabled", False):
+            changes["lora"] = {"rank": layer.lora_rank, "lora_alpha": layer.lora_alpha}
+        return changes
 
     def _own_layers(self):
         """Those beside the backbone, which no config but this one knows."""

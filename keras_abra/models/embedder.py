@@ -16,3 +16,10 @@ class Embedder(backend.Replicated, keras.Model):
         image, _ = self.model.unpack_inputs(inputs)
         embedding, _ = self.model.embed_features(self.model.backbone(image, training=False), training=False)
         return ops.normalize(embedding, axis=-1)
+
+
+def run_alike(part, model):
+    """A model made of another one's layers, to be run as that one is: eagerly or compiled."""
+    if model.compiled:
+        part.run_eagerly, part.jit_compile = model.run_eagerly, model.jit_compile
+    return part

@@ -555,7 +555,9 @@ def test_numbers_may_be_those_of_numpy():
         np.int64(CLASSES),
         ["stem"],
         embedding_dim=np.int64(6),
-        uncertainty=FeatureStatisticsUncertainty("domain", radius=np.float32(0.5), num_experiments=np.int32(3)),
+        uncertainty=FeatureStatisticsUncertainty(
+            "domain", radius=np.float32(0.5), num_experiments=np.int32(3), seed=np.int64(2)
+        ),
         perturbed_weight=np.float32(0.5),
         warmup=np.int64(3),
     )
@@ -567,7 +569,18 @@ def test_numbers_may_be_those_of_numpy():
             FeatureStatisticsUncertainty(steps=wrong)
 
 
-@pytest.mark.parametrize("metric", ["SparseCategoricalCrossentropy", "ce", keras.losses.categorical_crossentropy])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "SparseCategoricalCrossentropy",
+        "ce",
+        keras.losses.categorical_crossentropy,
+        keras.metrics.SparseCategoricalCrossentropy(),
+        keras.metrics.CategoricalCrossentropy(),
+        keras.losses.SparseCategoricalCrossentropy(),
+        keras.metrics.KLDivergence(),
+    ],
+)
 def test_metrics_of_probabilities_are_refused(metric):
     with pytest.raises(ValueError, match="(rossentropy|ce)' takes probabilities, and ABRAModel predicts logits"):
         tiny_model().compile("sgd", metrics=[metric])
@@ -764,3 +777,56 @@ def test_fractions_for_a_backbone_of_integers_are_refused():
     assert model(np.full((2, 8, 8, 2), 200, "uint8")).shape == (2, CLASSES)
     with pytest.raises(ValueError, match="takes grey levels as integers, and would cut off fractions"):
         model(np.full((2, 8, 8, 2), 0.5, "float32"))
+
+
+def test_steps_taken_by_hand_are_no_part_of_the_ramp():
+    model = compiled(warmup=0.5)
+    for _ in range(2):
+        model.train_on_batch(*tiny_batch())
+    fit(model, epochs=2)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.ramp.progress), [4, 2])
+
+
+def test_no_samples_are_named():
+    import tensorflow as tf
+
+    model, (x, y) = compiled(), tiny_batch(12)
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match="There are no samples. Received: 0"):
+            call(x["image"][:0], y[:0])
+        with pytest.raises(ValueError, match="There are no samples: the data pipeline is empty"):
+            call(tf.data.Dataset.from_tensor_slices((x["image"], y)).batch(4).take(0))
+    with pytest.raises(ValueError, match="no samples. Received: 1, of which validation_split=0.5 leaves none"):
+        model.fit(x["image"][:1], y[:1], validation_split=0.5)
+
+
+def test_what_a_pipeline_cannot_be_trained_on_is_named():
+    import tensorflow as tf
+
+    model, (x, y) = compiled(), tiny_batch(8)
+    words = tf.data.Dataset.from_tensor_slices((x["image"], y.astype(str))).batch(4)
+    with pytest.raises(ValueError, match="Every label must be an integer in .* Received: values of type string"):
+        model.fit(words, verbose=0)
+    shapeless = tf.TensorSpec(None, "float32")
+    for image in (lambda image: image, lambda image: {"image": image}):
+        signature = (image(shapeless), tf.TensorSpec([None], "int32"))
+        data = tf.data.Dataset.from_generator(
+            lambda image=image: iter([(image(x["image"]), y)]), output_signature=signature
+        ).apply(tf.data.experimental.assert_cardinality(1))
+        if keras.backend.backend() == "tensorflow":
+            with pytest.raises(ValueError, match="images of the pipeline have no known shape.*images.set_shape"):
+                model.fit(data, verbose=0)
+        else:
+            assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
+
+
+def test_one_batch_to_test_on_is_looked_at_too():
+    model, (x, y) = compiled(), tiny_batch()
+    with pytest.raises(ValueError, match="Every label must be an integer in"):
+        model.test_on_batch(x["image"], y + CLASSES)
+    assert np.isfinite(model.test_on_batch(x["image"], y)).all()
+
+
+def test_a_metric_may_not_be_called_as_what_is_hidden():
+    with pytest.raises(ValueError, match="A metric may not be called 'skipped'"):
+        tiny_model().compile("sgd", metrics=[keras.metrics.SparseCategoricalAccuracy(name="skipped")])

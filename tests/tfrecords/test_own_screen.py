@@ -707,5 +707,5 @@ def test_statistics_are_of_the_channels_and_plates_that_they_were_made_of(own, t
     own_table().query("Plate != 'BR001'").to_csv(own / "wells.csv", index=False)
     screen = SCREEN | {"splits": {"train": train[1:]}}
     build_records(own, tmp_path / "less", screen=screen)
-    with pytest.raises(ValueError, match="records in which plate 1 is 'BR001'; in these it is 'BR002'. Compute"):
+    with pytest.raises(ValueError, match="records in which plate 2 is 'BR002'; in these it is 'Ünïcode'. Compute"):
         read_records(tmp_path / "less", "train", batch_size=2, normalize=table, labelled_only=True)
