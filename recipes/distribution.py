@@ -160,15 +160,15 @@ def distribute(choice):
     has = {"tensorflow": "mirrored", "jax": "data_parallel", "torch": "data_parallel"}[name]
     if choice not in ("auto", "none", has):
         raise ValueError(f"--distribution {choice}: {name} has {has}. Choose that, auto or none.")
-    started = _started(name)
-    if started > 1 and (choice == "none" or name == "tensorflow"):
+    processes = started(name)
+    if processes > 1 and (choice == "none" or name == "tensorflow"):
         raise ValueError(
-            f"--distribution {choice}: {started} processes were started, and each would do the whole job. Start one, "
+            f"--distribution {choice}: {processes} processes were started, and each would do the whole job. Start one, "
             "or take --distribution data_parallel on JAX (KERAS_DISTRIBUTION_*) or torch (torchrun)."
         )
     if choice == "none":
         return Distribution("none", [_device()])
-    found = {"tensorflow": _mirrored, "jax": _jax, "torch": _torch}[name](choice, started)
+    found = {"tensorflow": _mirrored, "jax": _jax, "torch": _torch}[name](choice, processes)
     if choice != "auto" and found.replicas == 1:
         print(f"--distribution {choice}: there is one device only, and nothing to distribute.")
     if found.process:
@@ -176,7 +176,8 @@ def distribute(choice):
     return found
 
 
-def _started(name):
+def started(name):
+    """How many processes were started for this job, by torchrun or for JAX."""
     variable = {"jax": "KERAS_DISTRIBUTION_NUM_PROCESSES"}.get(name, "WORLD_SIZE")
     return int(os.environ.get(variable, 1))
 

@@ -4,8 +4,11 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import keras
@@ -19,9 +22,14 @@ from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import class_names, list_sites, read_manifest, read_records, site_ids_of_step
 from tfrecords.image_batches import complaint_in
 from tfrecords.listing import KINDS
+from tfrecords.locks import HAS_LOCKS, lock_file
 from tfrecords.remote import is_remote
+from tfrecords.whole import write_whole
 
 CHECKPOINTS = "checkpoints"  # in the output folder, while the job runs
+_LOCK = "lock"  # among them
+_PREPARED = {CHECKPOINTS, "records", "screen"}  # what stands in the output folder before training
+_held = {}
 EVERY = 200  # steps between checkpoints inside an epoch
 
 
@@ -94,17 +102,18 @@ def hash_shards(records):
 
 
 def make_output(folder, name, resume=False):
-    """The output folder, made: the given one, which must be new or empty, or `runs/NAME-0001` and so on. With `resume`
-    the given one may also be that of a job that was stopped."""
+    """The output folder, made and held, see `at_work`: the given one, which must be new or empty, or `runs/NAME-0001`
+    and so on. It may also be that of a job that was stopped before it trained and, with `resume`, at any time."""
     if folder is not None:
         stopped = (folder / CHECKPOINTS).is_dir()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (resume and stopped):
+        goes_on = stopped and (resume or _only_prepared(folder))
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not goes_on:
             hint = ", or go on with the job that was stopped there with --resume" if stopped else ""
             raise ValueError(
                 f"--output {folder} is in use: expected a new or empty folder. Choose another, or remove it{hint}."
             )
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        return folder
+        return _hold(folder)
     if resume:
         raise ValueError("--resume needs --output, the folder of the job that was stopped.")
     runs = Path("runs")
@@ -116,18 +125,64 @@ def make_output(folder, name, resume=False):
         except FileExistsError:
             number += 1
         else:
-            return runs / f"{name}-{number:04d}"
+            return _hold(runs / f"{name}-{number:04d}")
+
+
+def _only_prepared(folder):
+    names = {path.name for path in folder.iterdir()}
+    return names <= _PREPARED and {path.name for path in (folder / CHECKPOINTS).iterdir()} <= {_LOCK}
+
+
+def _hold(folder):
+    if HAS_LOCKS:
+        held = lock_file(folder / CHECKPOINTS / _LOCK, wait=False)
+        if held is None:
+            raise ValueError(f"--output {folder} is in use: another process is at work there. Wait for its end.")
+        _held[folder] = held
+    return folder
+
+
+@contextlib.contextmanager
+def at_work(output, alone=True):
+    """Within it, the output folder of `make_output` is kept from other processes; and SIGTERM ends the job with the
+    exit code of one that goes on with `--resume`, also while records are built or splits scored.
+
+    Args:
+        output: the folder.
+        alone: whether this is the job's one process. Others end at SIGTERM as they do: they may be waiting for each
+            other.
+    """
+
+    def leave(number, frame):
+        print(f"\nSIGTERM: with --output {output} --resume the job goes on.", file=sys.stderr, flush=True)
+        raise SystemExit(ResumableRun.EXIT_CODE)
+
+    caught = alone and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, leave) if caught else None
+    try:
+        yield
+    finally:
+        if caught:
+            signal.signal(signal.SIGTERM, before)
+        if output in _held:
+            _held.pop(output).close()
 
 
 @contextlib.contextmanager
 def refusal_leaves_nothing(output):
-    """An output folder in which nothing was written when an error came is removed: it would be taken for one in use."""
+    """An output folder in which nothing was written when an error came is removed: it would be taken for one in use. Of
+    one with records it is said that they stay."""
     try:
         yield
     except Exception:
-        with contextlib.suppress(OSError):  # not empty, or another process was first
-            (output / CHECKPOINTS).rmdir()
-            output.rmdir()
+        made = sorted({path.name for path in output.iterdir()} & (_PREPARED - {CHECKPOINTS})) if output.is_dir() else []
+        if made:
+            print(f"In {output} stay {' and '.join(made)}: --output {output} goes on with them.", file=sys.stderr)
+        else:
+            with contextlib.suppress(OSError):  # not empty, or another process was first
+                (output / CHECKPOINTS / _LOCK).unlink(missing_ok=True)
+                (output / CHECKPOINTS).rmdir()
+                output.rmdir()
         raise
 
 
@@ -272,7 +327,9 @@ def say_unlabelled(splits):
 
 def write_results(output, tables, metrics):
     pd.concat(tables or [pd.DataFrame()]).to_csv(output / "predictions.csv", index=False)
-    temporary = output / "metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    temporary.replace(output / "metrics.json")
+    for path in output.iterdir():  # before the mark that they are whole, and before the checkpoints go
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    write_whole(output / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

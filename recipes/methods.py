@@ -1,5 +1,7 @@
 """The contenders of `rxrx1.py`: one backbone and neck, five ways to train them."""
 
+import inspect
+
 import keras
 import tensorflow as tf
 from backbones import tiny_resnet
@@ -8,6 +10,7 @@ from distribution import functional
 from keras_abra import ABRAModel, cut_backbone, embedding_neck, valid_cuts
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, DistributionAlignment
+from keras_abra.perturbed_norms import layers_within
 from tfrecords import cutmix, mix_batches
 
 # Where ABRA perturbs (early: perturbing next to the head cost accuracy in prototypes), and where DSU does (all stages).
@@ -33,16 +36,24 @@ def check_backbone(name, method, perturb_after):
     """Refuses a backbone or cut before anything is built."""
     if name != "tiny_resnet" and not callable(getattr(keras.applications, name, None)):
         raise ValueError(f"--backbone {name} is neither tiny_resnet nor a model of keras.applications")
+    backbone = make_backbone(name, _PROBE) if perturb_after or name not in PERTURB else None
     if perturb_after:
-        cut_backbone(make_backbone(name, _PROBE), perturb_after)
-    elif method in ("abra", "dsu") and name not in PERTURB:
-        cuts = valid_cuts(make_backbone(name, _PROBE))
-        raise ValueError(f"--perturb-after is needed for {name}. Valid: {', '.join(cuts)}")
+        cut_backbone(backbone, perturb_after)
+    elif perturb_after is None and method in ("abra", "dsu") and name not in PERTURB:
+        raise ValueError(f"--perturb-after is needed for {name}. Valid: {', '.join(valid_cuts(backbone))}")
+    rescaling = keras.layers.Rescaling | keras.layers.Normalization
+    if backbone is not None and any(isinstance(layer, rescaling) for layer in layers_within(backbone)):
+        raise ValueError(
+            f"--backbone {name} rescales grey levels inside, and would make standardized images nearly constant. Take "
+            "one that does not, such as EfficientNetV2B0 in place of EfficientNetB0."
+        )
 
 
 def build_model(method, settings, shape, names):
     backbone = make_backbone(settings["backbone"], shape, settings.get("weights"))
-    stages = settings["stages"] or {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
+    stages = settings["stages"]
+    if stages is None:
+        stages = {"abra": PERTURB, "dsu": DSU}.get(method, {}).get(settings["backbone"], [])
     if method in SOFTMAX:
         x = keras.layers.GlobalAveragePooling2D()(backbone.output)
         x = embedding_neck(x.shape[-1], settings["embedding_dim"])(x)
@@ -54,16 +65,20 @@ def build_model(method, settings, shape, names):
         len(names),
         perturb_after=stages if method == "abra" else (),
         embedding_dim=settings["embedding_dim"],
-        uncertainty=FeatureStatisticsUncertainty(
-            settings["structure"] or ("low_rank" if settings["steps"] else "diagonal"),
-            radius=settings["radius"],
-            steps=settings["steps"],
-            step_size=settings["step_size"],
-        ),
+        uncertainty=make_uncertainty(settings),
         loss=ArcFace(settings["margin"], settings["scale"]),
         alignment=make_alignment(settings["alignment"], settings["alignment_weight"]),
         warmup=settings["warmup"],
         class_names=names,
+    )
+
+
+def make_uncertainty(settings):
+    return FeatureStatisticsUncertainty(
+        settings["structure"] or ("low_rank" if settings["steps"] else "diagonal"),
+        radius=settings["radius"],
+        steps=settings["steps"],
+        step_size=settings["step_size"],
     )
 
 
@@ -74,7 +89,9 @@ def make_alignment(kind, weight):
 def make_backbone(name, shape, weights=None):
     if name == "tiny_resnet":
         return tiny_resnet(shape)
-    return getattr(keras.applications, name)(include_top=False, weights=weights, input_shape=shape)
+    make = getattr(keras.applications, name)
+    plain = {"include_preprocessing": False} if "include_preprocessing" in inspect.signature(make).parameters else {}
+    return make(include_top=False, weights=weights, input_shape=shape, **plain)  # images come standardized
 
 
 def with_dsu(backbone, stages):

@@ -20,6 +20,7 @@ Output folder: `model.keras`, `history.csv`, `predictions.csv` and, written last
 import argparse
 import functools
 import json
+import math
 import os
 import shutil
 import sys
@@ -35,6 +36,7 @@ from job import (
     add_adversary,
     add_mixed_precision,
     as_command,
+    at_work,
     check_of_method,
     check_on_nan,
     find_sites,
@@ -51,10 +53,19 @@ from job import (
     source_of,
     write_results,
 )
-from methods import build_model, check_backbone, make_optimizer, mix_training, softmax_loss
+from methods import (
+    build_model,
+    check_backbone,
+    make_alignment,
+    make_optimizer,
+    make_uncertainty,
+    mix_training,
+    softmax_loss,
+)
 from normalization import NORMALIZATIONS, normalization
 from scores import predictions_table, print_scores, score_labelled
 
+from keras_abra.losses import ArcFace
 from tfrecords import (
     build_records,
     class_names,
@@ -128,6 +139,8 @@ def main(argv=None):
     distribution = distribute(args.distribution)
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update(read_hparams(args.hparams, settings))
+    if args.method != "abra":  # those of a file are where ABRA perturbs
+        settings["stages"] = None
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
     if args.perturb_after:
         settings["stages"] = args.perturb_after
@@ -141,6 +154,12 @@ def main(argv=None):
     check_of_method(args)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1", args.resume))
+    with at_work(output, alone=distribution.processes == 1):
+        return train_and_score(args, settings, same, distribution, output)
+
+
+def train_and_score(args, settings, same, distribution, output):
+    """The job itself, in its output folder."""
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
@@ -278,13 +297,46 @@ def read_hparams(file, settings):
             expected, good = "a list of names of layers", isinstance(value, list)
         if not good and not (value is None and type(None) in kinds):
             raise ValueError(f"--hparams {file}: {name} must be {expected}; found {value!r}.")
+    try:
+        check_settings(settings | found)
+    except ValueError as error:
+        raise ValueError(f"--hparams {file}: {error}") from error
     return found
+
+
+def check_settings(settings):
+    """Refuses values that cannot be, before records are built."""
+    ArcFace(settings["margin"], settings["scale"])
+    make_alignment(settings["alignment"], settings["alignment_weight"])
+    make_uncertainty(settings)
+    for name, good, expected in (
+        ("normalize", settings["normalize"] in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
+        ("learning_rate", 0 < settings["learning_rate"] < math.inf, "above 0"),
+        ("weight_decay", 0 <= settings["weight_decay"] < math.inf, "at least 0"),
+        ("cutmix_alpha", 0 < settings["cutmix_alpha"] < math.inf, "above 0"),
+        *(
+            (name, is_steps(settings[name]), "a whole number of steps, or a share of all in [0, 1)")
+            for name in ("warmup", "warmup_steps")
+        ),
+    ):
+        if not good:
+            raise ValueError(f"{name} must be {expected}; found {settings[name]!r}.")
+
+
+def is_steps(value):
+    return value >= 0 and (isinstance(value, int) or value < 1)
 
 
 def check_data(args):
     """Reads `--data embedded`, the embedded screen by name; and refuses `--records` from which nothing can be read and
     for which no data are named: a mistyped folder would be filled with the embedded screen."""
-    args.data, named = (None, True) if args.data == Path(EMBEDDED_DATA) else (args.data, args.data is not None)
+    embedded = args.data == Path(EMBEDDED_DATA)
+    args.data, named = (None, True) if embedded else (args.data, args.data is not None)
+    if embedded and args.records is not None and is_built(args.records) and not is_embedded(args):
+        raise ValueError(
+            f"--data {EMBEDDED_DATA}: the records in {args.records} are of another screen. Leave --data out to train "
+            "on that one, or name another --records."
+        )
     if not named and args.records is not None and not is_built(args.records):
         raise ValueError(
             f"--records {args.records} holds no finished records. Name the --data to build them from, or --data "

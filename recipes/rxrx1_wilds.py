@@ -33,6 +33,7 @@ from job import (
     add_adversary,
     add_mixed_precision,
     as_command,
+    at_work,
     check_of_method,
     check_on_nan,
     find_sites,
@@ -93,6 +94,12 @@ def main(argv=None):
     check_of_method(args)
     distribution.say(settings["batch_size"])
     output = distribution.output(lambda: make_output(args.output, "rxrx1_wilds", args.resume))
+    with at_work(output, alone=distribution.processes == 1):
+        return train_and_score(args, settings, same, distribution, output)
+
+
+def train_and_score(args, settings, same, distribution, output):
+    """The job itself, in its output folder."""
     keras.utils.set_random_seed(args.seed)
     if args.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
@@ -103,6 +110,8 @@ def main(argv=None):
         check_records(records, is_embedded(args))
         names, values = class_names(records, KINDS), [row["value"] for row in read_manifest(records)["classes"]]
         splits = {s: sites for s in ("id_test", "val", "test") if (sites := find_sites(records, s, KINDS)) is not None}
+        for sites in splits.values() if table is not None else ():
+            in_table_order(sites, table)  # now, and not after hours of training
         labelled = [split for split in say_unlabelled(splits) if has_labelled_treatments(split, splits[split])]
         options = {"batch_size": settings["batch_size"], "kinds": KINDS, "worker": distribution.worker}
         read_train = functools.partial(read_records, records, "train", training=True, seed=args.seed, **options)

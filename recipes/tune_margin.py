@@ -14,6 +14,7 @@ records first, and give every process the same --records and --output.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,13 +24,17 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# `--confirm` trains in processes of their own, which need memory of the GPU beside what the trials took.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import keras
 import keras_tuner
-from distribution import distribute
+from distribution import distribute, started
 from job import as_command, hash_shards, kinds_to_name
 from methods import PERTURB, build_model, check_backbone, make_optimizer
 from normalization import NORMALIZATIONS, normalization
@@ -39,6 +44,7 @@ from tuning_report import show_trials, trials_table
 from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project
 from keras_abra.tuning.hyper_model import SPACES
 from tfrecords import class_names, list_sites, read_manifest, read_records
+from tfrecords.locks import lock_file
 from tfrecords.whole import write_whole
 
 TUNERS = {
@@ -48,7 +54,14 @@ TUNERS = {
     "grid": keras_tuner.GridSearch,
 }
 # What is searched: on the embedded screen around its own defaults, of 44 classes; on the real one the package's spaces.
-EMBEDDED_SPACES = {"margin": (0.0, 0.5), "scale": [8.0, 12.0, 16.0, 24.0], "radius": (0.05, 0.5)}
+EMBEDDED_SPACES = {
+    "margin": (0.0, 0.5),
+    "scale": [8.0, 12.0, 16.0, 24.0],
+    "radius": (0.05, 0.5),
+    "learning_rate": (1e-3, 5e-2),
+    "weight_decay": (0.05, 2.0),
+}
+LONGEST_WAIT = 120  # seconds that a worker waits for the chief
 PATIENCE = 0.35  # of the epochs without a better accuracy: a trial ends
 FAILURES = 5  # one after another: the search ends
 MOST_CACHED = 4 * 2**30
@@ -105,6 +118,11 @@ def main(argv=None):
     args = parse(argv)
     check_data(args)
     role = os.environ.get("KERASTUNER_TUNER_ID", "")
+    if (processes := started(keras.backend.backend())) > 1:
+        raise ValueError(
+            f"{processes} processes were started, and each would do the whole search. Start one, or KerasTuner's chief "
+            "and workers (KERASTUNER_TUNER_ID)."
+        )
     settings = dict(EMBEDDED if is_embedded(args) else REAL)
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
     settings["patience"] = max(3, round(PATIENCE * settings["epochs"]))
@@ -121,11 +139,21 @@ def main(argv=None):
         "executions": args.executions,
         "backend": keras.backend.backend(),
     }
-    if not role or role == "chief":
-        claim_output(args.output, plan, args.resume)
+    if role not in ("", "chief"):
+        wait_for_chief(args.output, plan)
+        return search(args, settings, spaces, role)
+    goes_on = claim_output(args.output, plan, args.resume)
+    with alone(args.output):
+        if goes_on:
+            again = repair_project(args.output / "trials")
+            print(f"Going on with the search in {args.output}" + (f"; anew: trial {', '.join(again)}" if again else ""))
+        return search(args, settings, spaces, role)
+
+
+def search(args, settings, spaces, role):
+    """The search itself, in its output folder, and the report."""
     records = prepare_records(args, settings, args.output)
-    if not role or role == "chief":
-        check_same_records(args.output, records)
+    check_same_records(args.output, records)
     fixed = {name: settings[name] for name in SPACES if name not in spaces and name != "stages"}
     if "stages" not in spaces:
         fixed["stages"] = "+".join(settings["stages"])
@@ -181,20 +209,28 @@ def parse(argv):
 
 
 def claim_output(output, plan, resume):
-    """Takes the output folder for this search, or refuses it, naming what differs."""
+    """Takes the output folder for this search, or refuses it, naming what differs. Whether it had begun there."""
     file = output / "search.json"
     plan = json.loads(json.dumps(plan))
-    ours = {"search.json", "records.sha256", "records", "screen"}  # of a search that has not begun: other options
+    ours = {"search.json", "records.sha256", "records", "screen", "lock"}  # of a search that has not begun
     if not output.exists() or {path.name for path in output.iterdir()} <= ours:
         output.mkdir(parents=True, exist_ok=True)
         (output / "records.sha256").unlink(missing_ok=True)
         temporary = output / "search.json.tmp"
         temporary.write_text(json.dumps(plan, indent=2) + "\n")
         temporary.replace(file)
-        return
+        return False
     if not file.is_file():
         raise ValueError(f"--output {output} is in use, and not by a search. Name a new or empty folder.")
-    before = json.loads(file.read_text())
+    check_same_plan(output, plan)
+    if not resume:
+        raise ValueError(f"--output {output} holds this search already: add --resume to go on, or name a new folder.")
+    return True
+
+
+def check_same_plan(output, plan):
+    """Refuses another search than the one in the output folder, naming what differs."""
+    before, plan = json.loads((output / "search.json").read_text()), json.loads(json.dumps(plan))
     differing = [
         f"{key} {before.get(key)!r}, now {plan.get(key)!r}"
         for key in sorted({*before, *plan})
@@ -204,10 +240,31 @@ def claim_output(output, plan, resume):
         raise ValueError(
             f"--output {output} holds another search: {'; '.join(differing)}. Repeat its options, or name a new folder."
         )
-    if not resume:
-        raise ValueError(f"--output {output} holds this search already: add --resume to go on, or name a new folder.")
-    again = repair_project(output / "trials")
-    print(f"Going on with the search in {output}" + (f"; anew: trial {', '.join(again)}" if again else ""), flush=True)
+
+
+@contextlib.contextmanager
+def alone(output):
+    """Within it, no other process goes on with the search in this folder."""
+    lock = lock_file(output / "lock", wait=False)
+    if lock is None:
+        raise ValueError(f"--output {output} is in use: another process is at work on this search. Wait for its end.")
+    with lock:
+        yield
+
+
+def wait_for_chief(output, plan):
+    """Returns when the chief has taken the output folder. Refuses to run trials of another search than its own."""
+    end = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            return check_same_plan(output, plan)
+        except (FileNotFoundError, ValueError) as error:  # of an earlier search, which the chief may yet replace
+            if time.monotonic() > end:
+                if isinstance(error, ValueError):
+                    raise
+                message = f"No chief has begun a search in {output}. Start it with the same --output."
+                raise ValueError(message) from error
+        time.sleep(1)
 
 
 def check_same_records(output, records):
@@ -252,6 +309,8 @@ def report(args, tuner, hypermodel, records):
     command += ["--seed", str(args.seed)] + ([] if job["stages"] else ["--method", "arcface"])
     print(f"\nBest: {args.validation_split} accuracy {best.score:.3f}, trial {best.trial_id}; {hparams}")
     print(f"Train it: {shlex.join(command)}")
+    if args.validation_split != "val":
+        print("(It chooses its epoch on val, as rxrx1.py does, and will so come to another accuracy than its trial.)")
     found["command"] = shlex.join(command)
     if args.confirm:
         found["confirmed"] = confirm(args, command, hypermodel.settings_of_job)

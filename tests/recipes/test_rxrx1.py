@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import rxrx1
 import rxrx1_wilds
-from job import find_sites
-from methods import build_model
+from job import at_work, find_sites, make_output
+from methods import build_model, check_backbone, make_backbone
 
 from keras_abra import ResumableRun
 from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records, write_screen
@@ -132,8 +132,9 @@ def test_a_normalization_that_cannot_be_is_named(screen, tmp_path):
     assert not (tmp_path / "lacking" / "history.csv").exists()  # before anything is trained
     hparams = tmp_path / "hparams.json"
     hparams.write_text(json.dumps({"settings": {"normalize": "well"}}))
-    with pytest.raises(ValueError, match="Unknown normalization .* Expected one of image, experiment, plate"):
+    with pytest.raises(ValueError, match="normalize must be one of image, experiment, plate; found 'well'"):
         job(*arguments, "--hparams", hparams, "--output", tmp_path / "well")
+    assert not (tmp_path / "well").exists()  # before anything is built
 
 
 @pytest.mark.any_backend
@@ -371,6 +372,15 @@ def test_options_of_other_methods_are_refused(recipe, tmp_path):
         ({"cutmix_alpha": "1"}, "cutmix_alpha must be a number; found '1'"),
         ({"stages": "stem"}, "stages must be a list of names of layers; found 'stem'"),
         ({"marginn": 0.1}, "unknown settings marginn"),
+        ({"margin": float("nan")}, "`margin` is an angle in radians"),
+        ({"alignment": "foo"}, "Unknown kind of alignment|`kind` must be one of"),
+        ({"structure": "x"}, "`structure` must be one of"),
+        ({"steps": -2}, "`steps` must be an integer of at least 0"),
+        ({"normalize": "well"}, "normalize must be one of image, experiment, plate; found 'well'"),
+        ({"learning_rate": -1}, "learning_rate must be above 0; found -1"),
+        ({"cutmix_alpha": 0.0}, "cutmix_alpha must be above 0; found 0.0"),
+        ({"warmup_steps": 500.0}, r"warmup_steps must be a whole number of steps, or a share .* found 500.0"),
+        ({"warmup": 1.5}, r"warmup must be a whole number of steps, or a share of all in \[0, 1\); found 1.5"),
     ],
 )
 def test_settings_of_a_file_are_checked(tmp_path, settings, message):
@@ -378,7 +388,7 @@ def test_settings_of_a_file_are_checked(tmp_path, settings, message):
     file.write_text(json.dumps({"settings": rxrx1.REAL | {"patience": 3, "stages": ["stem"], "margin": 0}}))
     assert rxrx1.read_hparams(file, dict(rxrx1.EMBEDDED))["patience"] == 3
     file.write_text(json.dumps({"settings": settings}))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"--hparams .*best.json: .*({message})"):
         rxrx1.read_hparams(file, dict(rxrx1.EMBEDDED))
 
 
@@ -412,3 +422,69 @@ def test_a_split_whose_files_are_gone_is_no_split_that_was_never_built(screen, t
     build_records(tmp_path / "screen", tmp_path / "without")
     assert find_sites(tmp_path / "without", "val", ("treatment",)) is None
     assert "no sites of the split val (of treatment)" in capsys.readouterr().out
+
+
+@pytest.mark.any_backend
+def test_what_was_built_before_a_refusal_is_gone_on_with(screen, tmp_path, capsys):
+    arguments = ("--data", screen, "--method", "erm", "--output", tmp_path / "out", *OPTIONS)
+    with pytest.raises(ValueError, match="batch_size"):
+        job(*arguments, "--batch-size", 5000)
+    assert f"In {tmp_path / 'out'} stay records: --output {tmp_path / 'out'} goes on" in capsys.readouterr().err
+    job(*arguments)
+    assert "already holds these records: nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is in use: expected a new or empty folder. Choose another, or remove it."):
+        job(*arguments)
+
+
+@pytest.mark.any_backend
+def test_of_two_jobs_in_one_folder_the_second_is_refused(tmp_path):
+    output = make_output(tmp_path / "out", "rxrx1")
+    with at_work(output):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="out is in use: another process is at work there. Wait for its end"):
+                make_output(tmp_path / "out", "rxrx1", resume)
+    with at_work(make_output(tmp_path / "out", "rxrx1", True)):
+        pass
+
+
+@pytest.mark.any_backend
+def test_a_job_told_to_leave_before_it_trains_is_to_be_tried_again(tmp_path):
+    process = start(tmp_path, "--output", tmp_path / "out", "--epochs", 1)
+    while process.poll() is None and not (tmp_path / "out" / "screen").is_dir():
+        time.sleep(0.02)
+    process.terminate()
+    errors = process.communicate()[1]
+    assert process.returncode == 75 and f"SIGTERM: with --output {tmp_path / 'out'} --resume the job goes" in errors
+    assert not any((tmp_path / "out").glob("*.json"))
+
+
+@pytest.mark.any_backend
+def test_records_of_another_screen_are_not_taken_for_the_embedded_one(screen, tmp_path):
+    build_records(screen, tmp_path / "records")
+    with pytest.raises(ValueError, match="--data embedded: the records in .* are of another screen. Leave --data out"):
+        job("--data", "embedded", "--records", tmp_path / "records", "--output", tmp_path / "out")
+
+
+@pytest.mark.any_backend
+def test_stages_of_a_file_are_where_abra_perturbs(tmp_path, monkeypatch):
+    def check(name, method, stages):
+        raise KeyError(stages)
+
+    monkeypatch.setattr(rxrx1, "check_backbone", check)
+    file = tmp_path / "best.json"
+    for stages, method, expected in ([], "abra", []), (["stage1"], "abra", ["stage1"]), (["stage1"], "dsu", None):
+        file.write_text(json.dumps({"settings": {"stages": stages}}))
+        with pytest.raises(KeyError) as asked:
+            job("--hparams", file, "--method", method)
+        assert asked.value.args == (expected,)
+    model = build_model("abra", rxrx1.EMBEDDED | {"stages": []}, (24, 24, 6), ["a", "b"])
+    assert not model.stages
+
+
+@pytest.mark.any_backend
+def test_backbones_are_given_standardized_images_as_they_are():
+    rescaling = keras.layers.Rescaling | keras.layers.Normalization
+    for name in ("EfficientNetV2B0", "MobileNetV3Small"):
+        assert not any(isinstance(layer, rescaling) for layer in make_backbone(name, (64, 64, 3)).layers)
+    with pytest.raises(ValueError, match="--backbone EfficientNetB0 rescales grey levels inside"):
+        check_backbone("EfficientNetB0", "erm", None)

@@ -199,3 +199,29 @@ def test_a_setting_is_confirmed_by_seeds_of_its_own_and_only_once(tmp_path, monk
     monkeypatch.setattr(subprocess, "run", lambda command, **_: SimpleNamespace(returncode=1))
     with pytest.raises(ValueError, match="A training to confirm failed"):
         confirm(0.4)
+
+
+@pytest.mark.any_backend
+def test_a_search_that_runs_is_not_gone_on_with(tmp_path):
+    with tune_margin.alone(tmp_path):
+        with pytest.raises(ValueError, match="is in use: another process is at work on this search"):
+            with tune_margin.alone(tmp_path):
+                pass
+
+
+@pytest.mark.any_backend
+def test_a_worker_of_another_search_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_margin, "LONGEST_WAIT", 0)
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker-1")
+    with pytest.raises(ValueError, match="No chief has begun a search in .*out. Start it with the same --output"):
+        tune("--output", tmp_path / "out")
+    tune_margin.claim_output(tmp_path / "out", {"tuner": "grid"}, resume=False)
+    with pytest.raises(ValueError, match="holds another search: .*tuner 'grid', now 'random'"):
+        tune("--output", tmp_path / "out")
+
+
+@pytest.mark.any_backend
+def test_several_processes_that_are_no_workers_are_refused(monkeypatch):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES" if keras.backend.backend() == "jax" else "WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 processes were started, and each would do the whole search"):
+        tune()
