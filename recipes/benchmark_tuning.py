@@ -22,8 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import keras_tuner
+from hparams import EMBEDDED
 from methods import PERTURB, build_model, make_optimizer, softmax_loss
-from rxrx1 import EMBEDDED
 from tune_margin import EMBEDDED_SPACES, ScreenHyperModel
 
 from keras_abra.tuning import DurableSearch

@@ -29,6 +29,7 @@ import keras
 import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
+from hparams import EMBEDDED, REAL
 from job import (
     add_adversary,
     add_mixed_precision,
@@ -50,7 +51,7 @@ from job import (
     write_results,
 )
 from methods import build_model, check_backbone, make_backbone, make_schedule, softmax_loss
-from rxrx1 import EMBEDDED, REAL, check_data, is_embedded
+from rxrx1 import check_data, is_embedded
 from scores import predictions_table, print_scores, score_labelled
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 

@@ -35,10 +35,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import keras
 import keras_tuner
 from distribution import distribute, started
+from hparams import EMBEDDED, REAL
 from job import as_command, hash_shards, kinds_to_name
 from methods import PERTURB, build_model, check_backbone, make_optimizer
 from normalization import NORMALIZATIONS, normalization
-from rxrx1 import DATA_HELP, EMBEDDED, REAL, check_data, is_embedded, prepare_records
+from rxrx1 import DATA_HELP, check_data, is_embedded, prepare_records
 from tuning_report import show_trials, trials_table
 
 from keras_abra.tuning import ABRAHyperModel, DurableSearch, repair_project

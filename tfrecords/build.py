@@ -18,6 +18,7 @@ from tfrecords.own_screen import add_screen, take_screen
 from tfrecords.parallel import add_workers, refuse_in_new_process, run_tasks
 from tfrecords.prepare import ENCODINGS, prepare_build
 from tfrecords.remote import is_remote
+from tfrecords.reports import report_classes
 from tfrecords.sources import COLUMNS, LAYOUTS
 from tfrecords.splits import SCHEMES, SPLITS, count_splits
 from tfrecords.whole import write_whole
@@ -103,7 +104,7 @@ def build_records(
         strict=strict,
     )
     options, sites, excluded, classes, shards, size, planes, repeats = prepared
-    _report_classes(prepared)
+    report_classes(prepared)
     if is_finished(dest, options):
         tidy(dest)
         return _read_finished(source, dest, prepared)
@@ -216,25 +217,6 @@ def _find_ranges(source, dest, prepared, pixels, workers):
     except Faults as faults:
         messages = sorted({*messages, *faults.messages})
     raise Faults(messages[:MOST])
-
-
-def _report_classes(prepared):
-    if len(prepared.classes) == 1:
-        print(
-            f"WARNING: all sites are of one class, {prepared.classes[0]['name']!r} in the column "
-            f"{prepared.options['label']!r}: there is nothing to tell apart. Fill that column, or take another label."
-        )
-    sites, label = prepared.sites, prepared.options["label"]
-    trained, scored = (sites[sites["split"].isin(splits)] for splits in (("train",), SPLITS[1:]))
-    names = {row["value"]: row["name"] for row in prepared.classes}
-    unknown = scored.loc[scored[label].notna() & ~scored[label].isin(trained[label]), label]
-    if len(trained) and len(unknown):
-        first = sorted({str(names[value]) for value in unknown.unique()})
-        more = f" and {len(first) - 3:,} more" if len(first) > 3 else ""
-        print(
-            f"WARNING: {len(first):,} of {len(names):,} classes have no site in train ({', '.join(first[:3])}{more}): "
-            f"{len(unknown):,} sites of other splits are of them, which no model can name right."
-        )
 
 
 def _names(sites):

@@ -1,25 +1,24 @@
 """All that a build decides, before anything is written: a source and options -> which site goes where, and how."""
 
-import re
-import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from tfrecords.channels import CHANNELS, WILDS_CHANNELS, describe_missing, find_missing, list_files, stamp_files
+from tfrecords.channels import CHANNELS, WILDS_CHANNELS, find_missing, stamp_files
 from tfrecords.faults import MOST, Faults, describe_fault
 from tfrecords.images import Size, channel_files, load_channel
 from tfrecords.intensity import DEFAULT, parse_intensity
 from tfrecords.labels import class_map
 from tfrecords.leaks import check_splits, describe_repeats, find_repeats, repeating_sites, share_wells
-from tfrecords.manifest import EXCLUDED, SCHEMA, hash_bytes
+from tfrecords.manifest import SCHEMA, hash_bytes
 from tfrecords.own_paths import check_links
 from tfrecords.own_screen import read_screen
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
 from tfrecords.png import png_planes
+from tfrecords.reports import report_emptied, report_left_out, report_missing, report_numbers
 from tfrecords.sources import COLUMNS, find_layout, read_sites
-from tfrecords.splits import LEFT_OUT, SPLITS, assign_splits, natural
+from tfrecords.splits import LEFT_OUT, assign_splits
 
 
 class Prepared(NamedTuple):
@@ -121,8 +120,8 @@ def prepare_build(
         _check_site_numbers(sites["site"], splits)
     sites["split"] = assign_splits(sites, splits)
     if layout == "screen":
-        _report_numbers(sites)
-        _report_left_out(sites)
+        report_numbers(sites)
+        report_left_out(sites)
     classes = class_map(sites, label, trained="train" in set(sites["split"]))
     if not classes:
         print(f"No site has a label in the column {label!r}: these records can be predicted, and not scored.")
@@ -130,7 +129,7 @@ def prepare_build(
     reasons = pd.Series(f"left out by the splits {splits}", index=sites.index, dtype=object)
     used = sites["split"] != LEFT_OUT
     reasons[used] = find_missing(source, sites[used], channels, names and [names[i] for i in channels])
-    _report_missing(source, sites[used], reasons[used], strict)
+    report_missing(source, sites[used], reasons[used], strict)
     if excluded is not None:
         lacking = excluded[excluded["reason"].str.match("no files|missing channels")].set_index("site_id")["reason"]
         reasons = reasons.mask((reasons == "") & sites["site_id"].isin(lacking.index), sites["site_id"].map(lacking))
@@ -148,7 +147,7 @@ def prepare_build(
         )
     if set(complete["split"]) == {"train"}:
         print("WARNING: all sites are in train; there is nothing to validate or test on.")
-    _report_emptied(sites, complete)
+    report_emptied(sites, complete)
     if exclude_leaks and "train" in set(sites["split"]) and "train" not in set(complete["split"]):
         raise ValueError(
             "Every training plate repeats the layout of a plate in another split, as replicates do: without repeated "
@@ -251,34 +250,6 @@ def _check_site_numbers(numbers, splits):
     print(f"WARNING: {text}")
 
 
-def _report_numbers(sites):
-    for kind in ("plate", "site"):
-        names = sites[f"{kind}_name"]
-        if not (names.str.lstrip("0").replace("", "0") == sites[kind].astype(str)).all():  # 01 is 1
-            first = sites.loc[sites[kind].idxmin()]
-            print(
-                f"The {kind}s are numbered in the order of their names, as they are not all numbers, each written in "
-                f"one way: {first[f'{kind}_name']!r} is {first[kind]}. Names stand in predictions and in list_sites."
-            )
-
-
-def _report_left_out(sites):
-    left = sites.loc[sites["split"] == LEFT_OUT, "experiment"]
-    if len(left):
-        names = sorted(set(left), key=natural)
-        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-        print(
-            f"{len(left):,} sites of {len(names):,} experiments are in no split: {', '.join(names[:5])}{more}. "
-            f"They are left out, and listed in {EXCLUDED}."
-        )
-
-
-def _report_emptied(sites, complete):
-    for split in SPLITS:
-        if split in set(sites["split"]) and split not in set(complete["split"]):
-            print(f"WARNING: no site of the split {split} is left: it is empty.")
-
-
 def _choose(source, layout, screen, splits):
     if layout == "auto":
         layout = "screen" if screen is not None else find_layout(source)
@@ -322,33 +293,3 @@ def _check_edges(size, crop, image_size):
             f"WARNING: fields of {size[0]} x {size[1]} pixels (height x width) are squeezed into squares, in "
             f"height {size[0] / size[1]:.2f} times as much as in width. A crop of {min(size)} keeps their proportions."
         )
-
-
-def _report_missing(source, sites, reasons, strict):
-    report = describe_missing(sites, reasons)
-    if report is None:
-        return
-    if strict:
-        raise ValueError(f"{report}\nExpected all channel files of every site. Add them, or build without strict.")
-    if (reasons != "").all():
-        expected = channel_files(sites["path"].iloc[0], (1,))[0][0]
-        found = _nearly(source, expected)
-        advice = (
-            f"There is {found!r}: correct the table or the template" if found else "Put the images beside the tables"
-        )
-        raise ValueError(
-            f"{report}\nNo site in {str(source)!r} is complete: nothing to build. Expected files such as "
-            f"{expected} below it. {advice}."
-        )
-    print(f"{report}\nThey are left out, and listed in {EXCLUDED}.")
-
-
-def _nearly(source, file):
-    """A file whose name differs from the expected one in leading zeros, a `.0`, case, or how letters are composed."""
-
-    def plain(name):
-        name = re.sub(r"(\d)\.0(?!\d)", r"\1", unicodedata.normalize("NFC", name).casefold())
-        return re.sub(r"0+(?=\d)", "", name)
-
-    folder, _, name = file.rpartition("/")
-    return next((found for found in sorted(list_files(source / folder)) if plain(found) == plain(name)), None)

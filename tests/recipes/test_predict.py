@@ -9,10 +9,10 @@ import pandas as pd
 import predict
 import pytest
 from contenders.batch_statistics import predict_by_group, with_batch_statistics
+from hparams import EMBEDDED
 from job import as_command, images_of
 from methods import build_model
 from normalization import normalization
-from rxrx1 import EMBEDDED
 
 from tfrecords import build_records, class_names, list_sites, read_manifest, read_records, write_screen
 from tfrecords.manifest import channel_names

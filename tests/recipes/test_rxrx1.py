@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import rxrx1
 import rxrx1_wilds
+from hparams import EMBEDDED, REAL, read_hparams
 from job import at_work, find_sites, make_output
 from methods import build_model, check_backbone, make_backbone
 
@@ -233,14 +234,14 @@ def test_real_files_go_through_the_same_code(rxrx1_sample, tmp_path, capsys):
 
 @pytest.mark.parametrize("method", ["arcface", pytest.param("erm", marks=pytest.mark.any_backend)])
 def test_a_loss_that_is_not_finite_names_the_sites(method, screen, tmp_path, monkeypatch):
-    monkeypatch.setitem(rxrx1.REAL, "learning_rate", float("nan"))
+    monkeypatch.setitem(REAL, "learning_rate", float("nan"))
     with pytest.raises(SystemExit, match="became nan in epoch 0, step 1 .*\n.*Sites of that step: (HUVEC|RPE)-01_"):
         job("--data", screen, "--method", method, "--output", tmp_path / "out", *OPTIONS)
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_a_loss_that_is_not_finite_may_be_left_out(screen, tmp_path, monkeypatch):
-    monkeypatch.setitem(rxrx1.REAL, "radius", 1e38)
+    monkeypatch.setitem(REAL, "radius", 1e38)
     arguments = (
         "--data",
         screen,
@@ -305,7 +306,7 @@ def test_a_job_that_ended_has_nothing_to_resume(tmp_path, capsys):
 
 @pytest.mark.any_backend
 def test_a_finished_job_of_other_options_is_none_to_resume(tmp_path):
-    options = {"method": "erm", "mixed_precision": None, "on_nan": "stop", **rxrx1.EMBEDDED}
+    options = {"method": "erm", "mixed_precision": None, "on_nan": "stop", **EMBEDDED}
     (tmp_path / "metrics.json").write_text(json.dumps({"recipe": "rxrx1", "method": "erm", "options": options}))
     same = ["--output", str(tmp_path), "--resume", "--method", "erm"]
     assert rxrx1.main(same)["recipe"] == "rxrx1"
@@ -338,7 +339,7 @@ def test_a_finished_job_on_other_data_is_none_to_resume(tmp_path):
 @pytest.mark.any_backend
 def test_an_adversary_follows_the_covariance_unless_told_otherwise():
     def structure(**settings):
-        model = build_model("abra", rxrx1.EMBEDDED | settings, (24, 24, 6), ["a", "b"])
+        model = build_model("abra", EMBEDDED | settings, (24, 24, 6), ["a", "b"])
         return [stage.structure for stage in model.stages]
 
     assert structure() == ["diagonal"] * 2 and structure(steps=1) == ["low_rank"] * 2
@@ -385,11 +386,11 @@ def test_options_of_other_methods_are_refused(recipe, tmp_path):
 )
 def test_settings_of_a_file_are_checked(tmp_path, settings, message):
     file = tmp_path / "best.json"
-    file.write_text(json.dumps({"settings": rxrx1.REAL | {"patience": 3, "stages": ["stem"], "margin": 0}}))
-    assert rxrx1.read_hparams(file, dict(rxrx1.EMBEDDED))["patience"] == 3
+    file.write_text(json.dumps({"settings": REAL | {"patience": 3, "stages": ["stem"], "margin": 0}}))
+    assert read_hparams(file, dict(EMBEDDED))["patience"] == 3
     file.write_text(json.dumps({"settings": settings}))
     with pytest.raises(ValueError, match=f"--hparams .*best.json: .*({message})"):
-        rxrx1.read_hparams(file, dict(rxrx1.EMBEDDED))
+        read_hparams(file, dict(EMBEDDED))
 
 
 @pytest.mark.any_backend
@@ -477,7 +478,7 @@ def test_stages_of_a_file_are_where_abra_perturbs(tmp_path, monkeypatch):
         with pytest.raises(KeyError) as asked:
             job("--hparams", file, "--method", method)
         assert asked.value.args == (expected,)
-    model = build_model("abra", rxrx1.EMBEDDED | {"stages": []}, (24, 24, 6), ["a", "b"])
+    model = build_model("abra", EMBEDDED | {"stages": []}, (24, 24, 6), ["a", "b"])
     assert not model.stages
 
 
