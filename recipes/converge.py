@@ -23,8 +23,8 @@ class Converge(keras.callbacks.Callback):
         decay: length of the fall, as a part of the held epochs.
         stretch: all is drawn out by this factor once it has converged: 2 gives twice the steps.
 
-    Afterwards `accuracies` (while held), `seconds` (processor time of each epoch's training), `fall` and `end` (epochs)
-    say what was done, and `at_most` whether it ended at the bound, not by patience.
+    Afterwards `accuracies` (from the first epoch to the last held), `seconds` (processor time of each epoch's
+    training), `fall` and `end` (epochs) say what was done, and `at_most` whether it ended at the bound, not by patience.
     """
 
     def __init__(self, accuracy, rate, warmup, patience, smooth, least, most, decay, stretch=1.0):

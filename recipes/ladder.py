@@ -7,8 +7,8 @@
     python recipes/ladder.py --screen painted --data DIR        # real fields or digits, see real_screens.py
     python recipes/ladder.py --screen painted --data DIR --rates 0.002 0.005    # each method at its better rate
 
-Draws synthetic screens, trains every method on each with the same network, data order and rule of convergence
-(`converge.Converge`), and scores id_test and val, and test once, at the end. With `--trials` each method's settings are
+Draws synthetic screens, trains every method on each with the same network, data order (but of methods that compose
+their batches) and rule of convergence (`converge.Converge`), and scores id_test and val, and test once, at the end. With `--trials` each method's settings are
 chosen first, by accuracy on the validation experiments of a screen that is used for nothing else; the same number of
 trials for each. The output folder gets `ladder.md`, `ladder.csv`, `test_time.csv`, `cells.csv` and `ladder.png`.
 
@@ -160,7 +160,8 @@ def parse(argv):
             parser.error(f"--{name.replace('_', '-')} must be at least {least}; received {getattr(args, name)}")
     if args.treatments and args.treatments % 4:
         parser.error(f"--treatments must be a multiple of 4; received {args.treatments}")
-    trials = PRESETS[args.preset]["trials"] if args.trials is None else args.trials
+    trials = 0 if args.rates or args.screen in REAL else PRESETS[args.preset]["trials"]
+    trials = trials if args.trials is None else args.trials
     first = PRESETS[args.preset]["first_screen"] if args.first_screen is None else args.first_screen
     if trials and first <= DEVELOPMENT < first + (args.seeds or PRESETS[args.preset]["seeds"]):
         parser.error(f"Trials are made on screen {DEVELOPMENT}: it cannot be one of those that are reported, too.")

@@ -1,6 +1,6 @@
 """Differences between methods of several ladders: of the same screens with the same seeds, or of more screens.
 
-    python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv                    # each to its random control
+    python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv                    # each to its control
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --to erm           # each to this method
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --split adabn --to erm
 
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from ladder_methods import random_control
+from ladder_methods import control_of
 from ladder_report import TEST_TIME, differences
 from paired_bootstrap import paired_bootstrap
 
@@ -26,7 +26,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="+", type=Path, help="cells.csv of ladders")
     parser.add_argument("--split", choices=("test", *TEST_TIME), default="test", help="default: test")
-    parser.add_argument("--to", help="method that all are compared to (default: the random control of each adversary)")
+    parser.add_argument(
+        "--to", help="method that all are compared to (default: its control, see `ladder_methods.control_of`)"
+    )
     args = parser.parse_args(argv)
     cells = join(args.cells)
     if args.to is not None and args.to not in set(cells["method"]):
@@ -34,7 +36,7 @@ def main(argv=None):
             f"--to {args.to} is no method of these files. Expected one of {', '.join(cells['method'].unique())}."
         )
     rows = compare(cells, args.split, args.to)
-    print(f"| method | {args.split} | difference to {args.to or 'its random control'} |\n|---|---|---|")
+    print(f"| method | {args.split} | difference to {args.to or 'its control'} |\n|---|---|---|")
     for method, accuracy, (mean, low, high) in rows:
         print(f"| {method} | {accuracy:.1f} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
     return rows
@@ -70,17 +72,27 @@ def compare(cells, split, baseline=None):
     """List of (method, accuracy in percent, (mean, low, high) in points), of methods that have what to compare to."""
     rows = []
     for method in cells["method"].unique():
-        other = baseline or random_control(method)
+        other = baseline or control_of(method)
         if other in (None, method):
             continue
         found = differences(cells, split, method, other)
-        if found is None:
+        if found is None and (lacking := _lacking(cells, split, method)):
+            print(
+                f"Left out: {method}, which has no {split} of {lacking} of its trainings, as those that diverged have"
+            )
+        elif found is None:
             print(f"Left out: {method}, as {other} was not trained on all of its screens")
         else:
             part = cells[(cells["method"] == method) & (cells["split"] == split)]
             interval = tuple(100 * value for value in paired_bootstrap(found))
             rows.append((method, 100 * part["accuracy"].mean(), interval))
     return rows
+
+
+def _lacking(cells, split, method):
+    """Of how many trainings of a method there is no score of this kind."""
+    own = cells[cells["method"] == method].groupby(["screen", "seed"])["split"].agg(set)
+    return sum(split not in found for found in own)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ ADVERSARY = MARGIN | {
     "two_sided": False,
 }
 PAIRS = {"batches": "experiments"}  # penalties between experiments need several samples of each in a mini-batch
+PENALTIES, WITHOUT_PENALTY = ("coral", "irm", "vrex"), "erm_of_experiments"
 TOGETHER = 4  # experiments in such a mini-batch
 BEN = {"batches": "experiment", "batch_statistics": True}
 EVERYWHERE = "stem+stage1+stage2+stage3"
@@ -127,6 +128,21 @@ def random_control(method):
     shared = [part for part in variant.split("+") if part and part not in ONLY_ADVERSARIES]
     own_rate = [f"{RATE}{rate}"] if rate else []
     return ":".join(["abra_random", *(["+".join(shared)] if shared else []), *own_rate])
+
+
+def control_of(method):
+    """What a method is to be compared to, to tell what is its own: the random control of an adversary, the mini-batches
+    of a penalty between experiments without it; None for others."""
+    base, rate = split_rate(method)
+    if base in PENALTIES:
+        return f"{WITHOUT_PENALTY}:{RATE}{rate}" if rate else WITHOUT_PENALTY
+    return random_control(method)
+
+
+def built_on(method):
+    """The method whose batches a variant of ABRA has, as `abra:cutmix` has those of `cutmix`; None for others."""
+    name, _, variant = split_rate(method)[0].partition(":")
+    return variant if name in ("abra", "abra_random") and variant in METHODS else None
 
 
 def split_rate(method):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ladder_methods import random_control
+from ladder_methods import control_of
 from paired_bootstrap import paired_bootstrap
 
 BASELINES = ("erm", "arcface", "dsu")
@@ -70,7 +70,7 @@ def main_table(results):
         row["worst"] = 100 * np.mean([min(e["accuracy"] for e in s["experiment"].values()) for s in scores["test"]])
         for name in sorted({name for s in scores["test"] for name in s["cell_type"]}):
             row[name] = 100 * np.mean([s["cell_type"][name]["accuracy"] for s in scores["test"]])
-        for name, baseline in {**{b: b for b in BASELINES}, "random": random_control(method)}.items():
+        for name, baseline in {**{b: b for b in BASELINES}, "random": control_of(method)}.items():
             row |= _difference(cells, "test", method, baseline, name)
         for name in ("effective_rank", "separation"):
             row[name] = np.mean([r.get("embedding", {}).get(name, np.nan) for _, r in own])
@@ -177,7 +177,7 @@ def markdown(results, table, at_test_time, command, more=()):
     lines += [
         *more,
         "",
-        "| test, difference to | ERM | ArcFace | DSU | its random control |",
+        "| test, difference to | ERM | ArcFace | DSU | its control |",
         "|---|---|---|---|---|",
         *(f"| {row['method']} | {_intervals(row, (*BASELINES, 'random'))} |" for row in table.to_dict("records")),
         "",

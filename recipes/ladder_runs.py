@@ -13,11 +13,17 @@ from worker_processes import processes
 
 from tfrecords.whole import write_whole
 
+# What settings do not say: methods whose code was mended since trainings of them were kept. A setting, its value, and
+# the number of the code: another cell.
+_MENDED = (("head", "adv_bn", 2), ("batch_statistics", True, 2))  # slope of the search; what TVN is made of
+
 
 def make_cell(method, settings, screen, seed, plan, splits):
     grouped = settings.get("normalize", "image") != "image"  # once, of each split's own images alone: other cells
+    mended = [number for name, value, number in _MENDED if settings.get(name) == value]
     return {
         **({"statistics": "of all splits"} if grouped else {}),
+        **({"code": mended} if mended else {}),
         "method": method,
         "settings": settings,
         "screen": screen,
@@ -45,8 +51,10 @@ def run_cells(cells, args):
     missing = [cell for file, cell in files.items() if not file.exists()]
     print(f"{len(files)} trainings, {len(files) - len(missing)} of them done before", flush=True)
     screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
-    start, maker = time.monotonic(), {"commit": describe_commit(), "machine": describe_machine()}
-    with processes(min(args.workers, len(missing))) as run:
+    start, maker = time.monotonic(), {"commit": describe_commit(), "machine": describe_machine(args.workers)}
+    with processes(
+        args.workers if missing else 1
+    ) as run:  # also for a single one: with all threads sums round otherwise
         for _ in run(prepare_screen, [(args.output, screen, args.data) for screen in screens.values()]):
             pass
         for done, line in enumerate(run(finish_cell, [(args.output, cell, maker) for cell in missing]), 1):
@@ -77,8 +85,10 @@ def finish_cell(task):
     return f"{file.stem}: {accuracies} % after {result['epochs']} epochs"
 
 
-def describe_machine():
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {keras.backend.backend()}, Keras {keras.__version__}"
+def describe_machine(workers):
+    threads = "one" if workers > 1 else "all"
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), {threads} a training"
+    return f"{machine}, {keras.backend.backend()}, Keras {keras.__version__}"
 
 
 def write_json(file, content):

@@ -6,7 +6,7 @@ from itertools import product
 
 import keras
 import numpy as np
-from ladder_methods import ABLATION, ADVERSARY, method_settings, random_control, split_rate
+from ladder_methods import ABLATION, ADVERSARY, built_on, method_settings, random_control, split_rate
 from ladder_runs import make_cell, read_result, run_cells, write_json
 
 DEVELOPMENT = 1000  # the screen that trials are made on, and nothing else
@@ -65,11 +65,14 @@ def trial_settings(method, trial, **changes):
     """Settings of one trial of the search: trial 0 has the method's own, later ones are drawn, each another.
 
     The draw depends on the method's name and the number alone, so that a search can be widened later. An adversary is
-    offered the very settings of its random control: what the two then differ in is not the luck of the draw. What the
-    name says (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a
-    ladder share.
+    offered the very settings of its random control, and ABRA on another method's batches (`abra:cutmix`) those of that
+    method, the rest as by default: what the two then differ in is not the luck of the draw. What the name says
+    (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a ladder share.
     """
     settings = method_settings(method, **changes)
+    if (under := built_on(method)) is not None:
+        offered = trial_settings(under, trial, **changes)
+        return settings | {name: offered[name] for name in SPACES if name in offered}
     base, rate = split_rate(method)
     named = {name for name, value in ADVERSARY.items() if ABLATION.get(base, ADVERSARY)[name] != value}
     named |= {"learning_rate"} if rate else set()
@@ -92,7 +95,7 @@ def read_tuned(file, methods, chosen_alike, **changes):
         changes: settings that all methods of this ladder share.
 
     Raises:
-        ValueError: for another kind of file, for other trials, and for a method that is made of something else here.
+        ValueError: for another kind of file, for other trials or another backend, and for a method that is made of something else here.
     """
     try:
         found = json.loads(file.read_text())
@@ -101,6 +104,9 @@ def read_tuned(file, methods, chosen_alike, **changes):
         tuned = {method: {**settings} for method, settings in found["settings"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no tuned.json of a ladder: expected trials, screen and settings.") from error
+    backend = found.get("backend", "tensorflow")  # that of the first ladders, whose files do not say
+    if backend != keras.backend.backend():
+        raise ValueError(f"{file} was chosen on {backend}, and this run is on {keras.backend.backend()}.")
     if trials != chosen_alike:
         raise ValueError(f"{file} was chosen by other trials than this run makes: {trials}, not {chosen_alike}.")
     best = {method: tuned[method] for method in methods if method in tuned}

@@ -197,6 +197,10 @@ def test_penalties_between_experiments_have_the_mini_batches_of_their_control():
     assert own["group_dro"] == own["dann"] == own["erm"] == "random"
 
 
+def test_methods_whose_code_was_mended_are_other_trainings():
+    assert {name for name in METHODS if "code" in cell(name)} == {"adv_bn", "ben", "ben_plate"}
+
+
 def test_two_ladders_do_not_share_a_folder(tmp_path):
     with lock_file(tmp_path / "lock", wait=False):
         with pytest.raises(ValueError, match="in use by another ladder"):

@@ -51,3 +51,21 @@ def test_what_was_not_trained_alike_is_refused(tmp_path):
         ladder_compare.main([one, str(tmp_path / "c.csv")])
     with pytest.raises(ValueError, match="nowhere.csv is no table of cells"):
         ladder_compare.main([str(tmp_path / "nowhere.csv")])
+
+
+@pytest.mark.any_backend
+def test_a_method_without_such_a_score_is_said_to_lack_it(tmp_path, capsys):
+    erm = cells(tmp_path, "a.csv", erm=((0.2, 0.4), (0.3, 0.5)))
+    table = pd.read_csv(erm)
+    adapted = table.assign(split="adabn")
+    both = pd.concat([table, adapted, table.assign(method="dsu"), adapted[adapted["screen"] == 0].assign(method="dsu")])
+    both.to_csv(tmp_path / "b.csv", index=False)
+    assert ladder_compare.main([str(tmp_path / "b.csv"), "--split", "adabn", "--to", "erm"]) == []
+    assert "Left out: dsu, which has no adabn of 1 of its trainings" in capsys.readouterr().out
+
+
+@pytest.mark.any_backend
+def test_penalties_between_experiments_are_compared_to_their_batches(tmp_path):
+    one = cells(tmp_path, "a.csv", coral=((0.2, 0.4), (0.3, 0.5)), erm_of_experiments=((0.1, 0.4), (0.3, 0.4)))
+    (row,) = ladder_compare.main([one])
+    assert row[0] == "coral" and row[2][0] == pytest.approx(5)

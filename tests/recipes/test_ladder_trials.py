@@ -122,6 +122,23 @@ def test_an_adversary_is_offered_the_settings_of_its_random_control():
             assert own == its
 
 
+def test_abra_on_another_methods_batches_is_offered_what_that_one_is():
+    for under, own in (("cutmix", {"learning_rate", "weight_decay", "alpha"}), ("ben", {"learning_rate"})):
+        for name in (f"abra_random:{under}", f"abra:{under}"):
+            for i in range(8):
+                trial, its = trial_settings(name, i), trial_settings(under, i)
+                assert {key: trial[key] for key in own} == {key: its[key] for key in own}
+                assert trial["radius"] == METHODS["abra"]["radius"] and trial["head"] == "abra"
+
+
+@pytest.mark.any_backend
+def test_a_choice_made_on_another_backend_is_refused(tmp_path):
+    tuned = {"trials": 8, "screen": SCREEN | {"seed": DEVELOPMENT}, "backend": "jax", "settings": {}}
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned))
+    with pytest.raises(ValueError, match="was chosen on jax, and this run is on tensorflow"):
+        start(tmp_path, "--methods", "erm", "--trials", "8", "--tuned", str(tmp_path / "tuned.json"))
+
+
 def test_what_a_name_says_is_not_searched():
     for name, key, value in (
         ("cosface:learning_rate=0.004", "learning_rate", 0.004),
