@@ -24,7 +24,7 @@ class Converge(keras.callbacks.Callback):
         stretch: all is drawn out by this factor once it has converged: 2 gives twice the steps.
 
     Afterwards `accuracies` (from the first epoch to the last held), `seconds` (processor time of each epoch's
-    training), `fall` and `end` (epochs) say what was done, and `at_most` whether it ended at the bound, not by patience.
+    training), `fall` and `end` (epochs) say what was done, and `at_most` whether it ended at the bound.
     """
 
     def __init__(self, accuracy, rate, warmup, patience, smooth, least, most, decay, stretch=1.0):

@@ -8,9 +8,10 @@
     python recipes/ladder.py --screen painted --data DIR --rates 0.002 0.005    # each method at its better rate
 
 Draws synthetic screens, trains every method on each with the same network, data order (but of methods that compose
-their batches) and rule of convergence (`converge.Converge`), and scores id_test and val, and test once, at the end. With `--trials` each method's settings are
-chosen first, by accuracy on the validation experiments of a screen that is used for nothing else; the same number of
-trials for each. The output folder gets `ladder.md`, `ladder.csv`, `test_time.csv`, `cells.csv` and `ladder.png`.
+their batches) and rule of convergence (`converge.Converge`), and scores id_test and val, and test once, at the end.
+With `--trials` each method's settings are chosen first, by accuracy on the validation experiments of a screen that is
+used for nothing else; the same number of trials for each. The output folder gets `ladder.md`, `ladder.csv`,
+`test_time.csv`, `cells.csv` and `ladder.png`.
 
 A run that was killed goes on with the same command: a finished training (method, settings, screen, seed) is never
 repeated, and more seeds or methods are added to the folder in the same way.

@@ -67,7 +67,8 @@ def trial_settings(method, trial, **changes):
     The draw depends on the method's name and the number alone, so that a search can be widened later. An adversary is
     offered the very settings of its random control, and ABRA on another method's batches (`abra:cutmix`) those of that
     method, the rest as by default: what the two then differ in is not the luck of the draw. What the name says
-    (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a ladder share.
+    (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a ladder
+    share.
     """
     settings = method_settings(method, **changes)
     if (under := built_on(method)) is not None:
@@ -95,7 +96,8 @@ def read_tuned(file, methods, chosen_alike, **changes):
         changes: settings that all methods of this ladder share.
 
     Raises:
-        ValueError: for another kind of file, for other trials or another backend, and for a method that is made of something else here.
+        ValueError: for another kind of file, for other trials or another backend, and for a method that is made of
+            something else here.
     """
     try:
         found = json.loads(file.read_text())
