@@ -195,8 +195,8 @@ def parse(argv):
     parser.add_argument(
         "--normalize",
         choices=NORMALIZATIONS,
-        help="what images are standardized by: themselves (default with --data), all images of their experiment, or "
-        "the negative controls of their plate (default of the embedded screen)",
+        help="what images are standardized by: themselves, all images of their experiment, or the negative controls of "
+        "their plate (default: themselves; of the embedded screen, plates)",
     )
     parser.add_argument("--image-size", type=int, help="pixels (default: as on disk, or 256 with --data)")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")
