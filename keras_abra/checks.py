@@ -18,11 +18,17 @@ NO_SAMPLE = (
 
 _OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "crossentropy", "ce")
 _OF_PROBABILITIES += ("SparseCategoricalCrossentropy", "CategoricalCrossentropy")
-_OF_PROBABILITIES += ("kl_divergence", "KLDivergence", "kld")
+_OF_PROBABILITIES += ("kl_divergence", "KLDivergence", "kld", "binary_crossentropy", "BinaryCrossentropy", "bce")
 _KERAS_OWN = (
     keras.losses.sparse_categorical_crossentropy,
     keras.losses.categorical_crossentropy,
+    keras.losses.binary_crossentropy,
     keras.losses.kl_divergence,
+    *(
+        getattr(module, name)
+        for module in (keras.metrics, keras.losses)
+        for name in ("SparseCategoricalCrossentropy", "CategoricalCrossentropy", "BinaryCrossentropy", "KLDivergence")
+    ),
 )
 
 

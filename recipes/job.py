@@ -106,7 +106,7 @@ def make_output(folder, name, resume=False):
     and so on. It may also be that of a job that was stopped before it trained and, with `resume`, at any time."""
     if folder is not None:
         stopped = (folder / CHECKPOINTS).is_dir()
-        goes_on = stopped and (resume or _only_prepared(folder))
+        goes_on = stopped and (resume or (HAS_LOCKS and _only_prepared(folder)))
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not goes_on:
             hint = ", or go on with the job that was stopped there with --resume" if stopped else ""
             raise ValueError(
@@ -177,7 +177,8 @@ def refusal_leaves_nothing(output):
     except Exception:
         made = sorted({path.name for path in output.iterdir()} & (_PREPARED - {CHECKPOINTS})) if output.is_dir() else []
         if made:
-            print(f"In {output} stay {' and '.join(made)}: --output {output} goes on with them.", file=sys.stderr)
+            names = " and ".join(made)
+            print(f"In {output} stay {names}: the same command with --output {output} goes on.", file=sys.stderr)
         else:
             with contextlib.suppress(OSError):  # not empty, or another process was first
                 (output / CHECKPOINTS / _LOCK).unlink(missing_ok=True)
@@ -332,4 +333,6 @@ def write_results(output, tables, metrics):
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
     write_whole(output / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    if output in _held:  # network file systems keep a file that is open
+        _held.pop(output).close()
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

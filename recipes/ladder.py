@@ -166,7 +166,7 @@ def parse(argv):
     first = PRESETS[args.preset]["first_screen"] if args.first_screen is None else args.first_screen
     if trials and first <= DEVELOPMENT < first + (args.seeds or PRESETS[args.preset]["seeds"]):
         parser.error(f"Trials are made on screen {DEVELOPMENT}: it cannot be one of those that are reported, too.")
-    if args.tuned and (args.rates or not trials or not args.tuned.is_file()):
+    if args.tuned and args.screen == "synthetic" and (args.rates or not trials or not args.tuned.is_file()):
         parser.error(f"--tuned takes a file, trials and no --rates; received {args.tuned}, {trials}, {args.rates}")
     if args.rates and (args.trials or len({*args.rates}) < len(args.rates) or min(args.rates) <= 0):
         parser.error(f"--rates takes positive rates, each once, and no --trials; received {args.rates}, {args.trials}")

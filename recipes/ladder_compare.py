@@ -76,12 +76,13 @@ def compare(cells, split, baseline=None):
         if other in (None, method):
             continue
         found = differences(cells, split, method, other)
-        if found is None and (lacking := _lacking(cells, split, method)):
-            print(
-                f"Left out: {method}, which has no {split} of {lacking} of its trainings, as those that diverged have"
-            )
-        elif found is None:
-            print(f"Left out: {method}, as {other} was not trained on all of its screens")
+        if found is None:
+            lacking = [(name, count) for name in (method, other) if (count := _lacking(cells, split, name))]
+            why = f"{other} was not trained on all of its screens"
+            if lacking:
+                name, count = lacking[0]
+                why = f"{name} has no {split} of {count} of its trainings, as those that diverged have none"
+            print(f"Left out: {method}, as {why}")
         else:
             part = cells[(cells["method"] == method) & (cells["split"] == split)]
             interval = tuple(100 * value for value in paired_bootstrap(found))

@@ -140,9 +140,13 @@ def control_of(method):
 
 
 def built_on(method):
-    """The method whose batches a variant of ABRA has, as `abra:cutmix` has those of `cutmix`; None for others."""
-    name, _, variant = split_rate(method)[0].partition(":")
-    return variant if name in ("abra", "abra_random") and variant in METHODS else None
+    """The method whose batches a variant of ABRA has, as `abra:cutmix` has those of `cutmix`, at the same rate of its
+    own; None for others."""
+    base, rate = split_rate(method)
+    name, _, variant = base.partition(":")
+    if name not in ("abra", "abra_random") or variant not in METHODS:
+        return None
+    return f"{variant}:{RATE}{rate}" if rate else variant
 
 
 def split_rate(method):

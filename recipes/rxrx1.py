@@ -230,6 +230,16 @@ def check_data(args):
         )
 
 
+def check_left_records(args, records):
+    """Refuses what a job on other data left in the output folder: these would be trained on with the embedded screen's
+    settings."""
+    if args.records is None and read_manifest(records)["experiments"] != embedded_experiments():
+        raise ValueError(
+            f"The records in {records} are of another screen than the embedded one. Repeat --data, or name them by "
+            "--records."
+        )
+
+
 def is_embedded(args):
     """Whether the job is the embedded screen: no data given, and no records of another screen."""
     if args.data is not None or args.records is None or not is_built(args.records):
@@ -246,6 +256,7 @@ def embedded_experiments():
 def prepare_records(args, settings, output):
     records = args.records or output / "records"
     if args.data is None and is_built(records):
+        check_left_records(args, records)
         manifest = read_manifest(records)
         built = {"label": manifest["options"]["label"], "image_size": manifest["image_shape"][0]}
         for name, asked in (("label", args.label), ("image_size", args.image_size)):

@@ -51,7 +51,7 @@ from job import (
     write_results,
 )
 from methods import build_model, check_backbone, make_backbone, make_schedule, softmax_loss
-from rxrx1 import check_data, is_embedded
+from rxrx1 import check_data, check_left_records, is_embedded
 from scores import predictions_table, print_scores, score_labelled
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
@@ -254,6 +254,7 @@ def prepare_records(args, output):
     """The records, built if need be, and metadata.csv for the order of the prediction files, if there is one."""
     records, source = args.records or output / "records", args.data
     if args.data is None and is_built(records):
+        check_left_records(args, records)
         source = Path(read_manifest(records)["source"])
     elif args.data is None:
         source = output / "screen"

@@ -62,7 +62,9 @@ EMBEDDED_SPACES = {
     "learning_rate": (1e-3, 5e-2),
     "weight_decay": (0.05, 2.0),
 }
-LONGEST_WAIT = 120  # seconds that a worker waits for the chief
+NOT_BEGUN = {"search.json", "records.sha256", "records", "screen", "lock"}  # in the folder of a search
+LONGEST_WAIT = 3600  # seconds that a worker waits for the chief
+REPLACES = 60  # seconds that it waits for the chief to replace what an earlier search left
 PATIENCE = 0.35  # of the epochs without a better accuracy: a trial ends
 FAILURES = 5  # one after another: the search ends
 MOST_CACHED = 4 * 2**30
@@ -143,9 +145,8 @@ def main(argv=None):
     if role not in ("", "chief"):
         wait_for_chief(args.output, plan)
         return search(args, settings, spaces, role)
-    goes_on = claim_output(args.output, plan, args.resume)
     with alone(args.output):
-        if goes_on:
+        if claim_output(args.output, plan, args.resume):
             again = repair_project(args.output / "trials")
             print(f"Going on with the search in {args.output}" + (f"; anew: trial {', '.join(again)}" if again else ""))
         return search(args, settings, spaces, role)
@@ -213,25 +214,31 @@ def claim_output(output, plan, resume):
     """Takes the output folder for this search, or refuses it, naming what differs. Whether it had begun there."""
     file = output / "search.json"
     plan = json.loads(json.dumps(plan))
-    ours = {"search.json", "records.sha256", "records", "screen", "lock"}  # of a search that has not begun
-    if not output.exists() or {path.name for path in output.iterdir()} <= ours:
+    if not output.exists() or {path.name for path in output.iterdir()} <= NOT_BEGUN:
         output.mkdir(parents=True, exist_ok=True)
         (output / "records.sha256").unlink(missing_ok=True)
         temporary = output / "search.json.tmp"
         temporary.write_text(json.dumps(plan, indent=2) + "\n")
         temporary.replace(file)
         return False
-    if not file.is_file():
-        raise ValueError(f"--output {output} is in use, and not by a search. Name a new or empty folder.")
+    check_is_search(output)
     check_same_plan(output, plan)
     if not resume:
         raise ValueError(f"--output {output} holds this search already: add --resume to go on, or name a new folder.")
     return True
 
 
-def check_same_plan(output, plan):
-    """Refuses another search than the one in the output folder, naming what differs."""
+def check_is_search(output):
+    """Refuses a folder that holds something else."""
+    used = output.exists() and not {path.name for path in output.iterdir()} <= NOT_BEGUN
+    if used and not (output / "search.json").is_file():
+        raise ValueError(f"--output {output} is in use, and not by a search. Name a new or empty folder.")
+
+
+def check_same_plan(output, plan, ignored=()):
+    """Refuses another search than the one in the output folder, naming what differs but for what is `ignored`."""
     before, plan = json.loads((output / "search.json").read_text()), json.loads(json.dumps(plan))
+    before, plan = ({key: value for key, value in one.items() if key not in ignored} for one in (before, plan))
     differing = [
         f"{key} {before.get(key)!r}, now {plan.get(key)!r}"
         for key in sorted({*before, *plan})
@@ -246,6 +253,8 @@ def check_same_plan(output, plan):
 @contextlib.contextmanager
 def alone(output):
     """Within it, no other process goes on with the search in this folder."""
+    check_is_search(output)
+    output.mkdir(parents=True, exist_ok=True)
     lock = lock_file(output / "lock", wait=False)
     if lock is None:
         raise ValueError(f"--output {output} is in use: another process is at work on this search. Wait for its end.")
@@ -258,13 +267,14 @@ def wait_for_chief(output, plan):
     end = time.monotonic() + LONGEST_WAIT
     while True:
         try:
-            return check_same_plan(output, plan)
-        except (FileNotFoundError, ValueError) as error:  # of an earlier search, which the chief may yet replace
+            return check_same_plan(output, plan, ignored=("data",))  # which another machine may have elsewhere
+        except FileNotFoundError as error:
             if time.monotonic() > end:
-                if isinstance(error, ValueError):
-                    raise
                 message = f"No chief has begun a search in {output}. Start it with the same --output."
                 raise ValueError(message) from error
+        except ValueError:  # of an earlier search, which the chief may yet replace
+            if time.monotonic() > end - LONGEST_WAIT + REPLACES:
+                raise
         time.sleep(1)
 
 

@@ -123,10 +123,11 @@ def normalizer(normalize, sites, channels=None):
 
 
 def _check_attributes(found, sites, channels):
-    of = found.get("channels", channels)
-    if channels is not None and of != [*map(str, channels)]:
+    have = [*map(str, channels or ())]
+    of = found.get("channels", have)
+    if channels is not None and of != have:
         raise ValueError(
-            f"The statistics are of the channels {', '.join(of)}; the records have {', '.join(map(str, channels))}. "
+            f"The statistics are of the channels {', '.join(of)}; the records have {', '.join(have)}. "
             "Compute them with channel_statistics of these records."
         )
     plates = found.get("plates", {})

@@ -63,7 +63,7 @@ def fill_template(template, columns, table, source):
         paths = paths + values
     paths = pd.Series(paths + template[end:], index=table.index, dtype=object).str.replace("//+", "/", regex=True)
     for root in dict.fromkeys([os.path.abspath(source), os.path.realpath(source)]):
-        paths = paths.str.removeprefix(f"{root}/")
+        paths = paths.str.removeprefix(f"{Path(root).as_posix()}/")
     good = paths.map({path: _stays_inside(path) for path in paths.unique()}).to_numpy(bool)
     check_cells(
         table.assign(images=paths),

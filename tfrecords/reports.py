@@ -56,14 +56,15 @@ def report_emptied(sites, complete):
             print(f"WARNING: no site of the split {split} is left: it is empty.")
 
 
-def report_missing(source, sites, reasons, strict):
+def report_missing(source, sites, reasons, channels, strict):
     report = describe_missing(sites, reasons)
     if report is None:
         return
     if strict:
         raise ValueError(f"{report}\nExpected all channel files of every site. Add them, or build without strict.")
     if (reasons != "").all():
-        expected = channel_files(sites["path"].iloc[0], (1,))[0][0]
+        files = [file for file, _ in channel_files(sites["path"].iloc[0], channels)]
+        expected = next((file for file in files if not (source / file).exists()), files[0])
         found = _nearly(source, expected)
         advice = (
             f"There is {found!r}: correct the table or the template" if found else "Put the images beside the tables"
@@ -83,4 +84,5 @@ def _nearly(source, file):
         return re.sub(r"0+(?=\d)", "", name)
 
     folder, _, name = file.rpartition("/")
-    return next((found for found in sorted(list_files(source / folder)) if plain(found) == plain(name)), None)
+    names = sorted(list_files(source / folder) - {name})
+    return next((found for found in names if plain(found) == plain(name)), None)

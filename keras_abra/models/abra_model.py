@@ -444,11 +444,11 @@ class ABRAModel(backend.Trainer, keras.Model):
         for i, changes in changed.items():
             if "lora" in changes:
                 own[int(i)].enable_lora(**changes["lora"])
-            policy = keras.saving.deserialize_keras_object(changes["dtype"]) if "dtype" in changes else None
-            if policy is not None and policy.quantization_mode is not None:
-                own[int(i)].quantize(policy.quantization_mode)
-            elif policy is not None:
-                own[int(i)].dtype_policy = policy
+            if "dtype" in changes:
+                own[int(i)].dtype_policy = keras.saving.deserialize_keras_object(changes["dtype"])
+            if "quantized" in changes:
+                how = {k: keras.saving.deserialize_keras_object(v) for k, v in changes["quantized"].items()}
+                own[int(i)].quantize(**how)
         for i in frozen:
             own[i].trainable = False
         return model
@@ -458,8 +458,14 @@ class ABRAModel(backend.Trainer, keras.Model):
         changes, policy = {}, self.dtype_policy
         if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
             policy = policy[layer.path]
-        if layer.dtype_policy != policy and not any(layer is stage for stage in self.stages):
-            changes["dtype"] = keras.saving.serialize_keras_object(layer.dtype_policy)
+        found, mode = layer.dtype_policy, getattr(layer.dtype_policy, "quantization_mode", None)
+        if mode is not None:
+            how = {"mode": mode, "config": getattr(layer, "quantization_config", None)}  # older releases have no config
+            how = {k: v for k, v in how.items() if v is not None}
+            changes["quantized"] = {k: keras.saving.serialize_keras_object(v) for k, v in how.items()}
+            found = keras.dtype_policies.get(found._source_name)
+        if found != policy and not any(layer is stage for stage in self.stages):
+            changes["dtype"] = keras.saving.serialize_keras_object(found)
         if getattr(layer, "lora_enabled", False):
             changes["lora"] = {"rank": layer.lora_rank, "lora_alpha": layer.lora_alpha}
         return changes

@@ -579,6 +579,8 @@ def test_numbers_may_be_those_of_numpy():
         keras.metrics.CategoricalCrossentropy(),
         keras.losses.SparseCategoricalCrossentropy(),
         keras.metrics.KLDivergence(),
+        keras.metrics.SparseCategoricalCrossentropy,
+        "bce",
     ],
 )
 def test_metrics_of_probabilities_are_refused(metric):

@@ -59,10 +59,15 @@ def test_an_adapted_neck_is_embedded_saved_and_trained_on(tmp_path):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras compiles its integer products there for minutes")
-def test_a_quantized_model_is_embedded_and_saved(tmp_path):
+@pytest.mark.parametrize("dtype, config", [("float32", None), ("mixed_bfloat16", None), ("float32", "weights alone")])
+def test_a_quantized_model_is_embedded_and_saved(tmp_path, dtype, config):
+    if config and not hasattr(keras.quantizers, "Int8QuantizationConfig"):
+        pytest.skip("this release of Keras quantizes by a mode alone")
     model, images = tiny_model(), tiny_batch()[0]["image"]
     model.embed(images, verbose=0)
-    model.quantize("int8")
+    model.neck.get_layer("neck_dense").dtype_policy = dtype
+    how = {"config": keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)} if config else {"mode": "int8"}
+    model.quantize(**how)
     expected = model.predict(images, verbose=0)
     np.testing.assert_allclose(logits_of(model, images), expected, rtol=1e-3, atol=1e-3)
     again = saved(model, tmp_path)

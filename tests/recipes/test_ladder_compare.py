@@ -61,7 +61,9 @@ def test_a_method_without_such_a_score_is_said_to_lack_it(tmp_path, capsys):
     both = pd.concat([table, adapted, table.assign(method="dsu"), adapted[adapted["screen"] == 0].assign(method="dsu")])
     both.to_csv(tmp_path / "b.csv", index=False)
     assert ladder_compare.main([str(tmp_path / "b.csv"), "--split", "adabn", "--to", "erm"]) == []
-    assert "Left out: dsu, which has no adabn of 1 of its trainings" in capsys.readouterr().out
+    assert "Left out: dsu, as dsu has no adabn of 1 of its trainings" in capsys.readouterr().out
+    assert [row[0] for row in ladder_compare.main([str(tmp_path / "b.csv"), "--split", "adabn", "--to", "dsu"])] == []
+    assert "Left out: erm, as dsu has no adabn of 1 of its trainings" in capsys.readouterr().out
 
 
 @pytest.mark.any_backend

@@ -144,6 +144,7 @@ def test_what_a_name_says_is_not_searched():
         ("cosface:learning_rate=0.004", "learning_rate", 0.004),
         ("abra:margin=0.0", "margin", 0.0),
         ("abra_random:radius=3.0", "radius", 3.0),
+        ("abra_random:cutmix:learning_rate=0.004", "learning_rate", 0.004),
     ):
         trials = [trial_settings(name, i) for i in range(8)]
         assert {settings[key] for settings in trials} == {value}

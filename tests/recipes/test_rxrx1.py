@@ -22,6 +22,7 @@ from methods import build_model, check_backbone, make_backbone
 
 from keras_abra import ResumableRun
 from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records, write_screen
+from tfrecords.locks import HAS_LOCKS
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "rxrx1.py"
 
@@ -427,10 +428,13 @@ def test_a_split_whose_files_are_gone_is_no_split_that_was_never_built(screen, t
 
 @pytest.mark.any_backend
 def test_what_was_built_before_a_refusal_is_gone_on_with(screen, tmp_path, capsys):
-    arguments = ("--data", screen, "--method", "erm", "--output", tmp_path / "out", *OPTIONS)
+    output = tmp_path / "out"
+    arguments = ("--data", screen, "--method", "erm", "--output", output, *OPTIONS)
     with pytest.raises(ValueError, match="batch_size"):
         job(*arguments, "--batch-size", 5000)
-    assert f"In {tmp_path / 'out'} stay records: --output {tmp_path / 'out'} goes on" in capsys.readouterr().err
+    assert f"In {output} stay records: the same command with --output {output} goes on." in capsys.readouterr().err
+    with pytest.raises(ValueError, match="are of another screen than the embedded one. Repeat --data, or name them by"):
+        job(*arguments[2:])
     job(*arguments)
     assert "already holds these records: nothing to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is in use: expected a new or empty folder. Choose another, or remove it."):
@@ -438,6 +442,7 @@ def test_what_was_built_before_a_refusal_is_gone_on_with(screen, tmp_path, capsy
 
 
 @pytest.mark.any_backend
+@pytest.mark.skipif(not HAS_LOCKS, reason="the system has no locks")
 def test_of_two_jobs_in_one_folder_the_second_is_refused(tmp_path):
     output = make_output(tmp_path / "out", "rxrx1")
     with at_work(output):

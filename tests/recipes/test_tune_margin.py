@@ -19,6 +19,7 @@ import rxrx1  # noqa: E402
 import tune_margin  # noqa: E402
 
 from tfrecords import build_records, write_screen  # noqa: E402
+from tfrecords.locks import HAS_LOCKS  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
@@ -202,16 +203,18 @@ def test_a_setting_is_confirmed_by_seeds_of_its_own_and_only_once(tmp_path, monk
 
 
 @pytest.mark.any_backend
+@pytest.mark.skipif(not HAS_LOCKS, reason="the system has no locks")
 def test_a_search_that_runs_is_not_gone_on_with(tmp_path):
     with tune_margin.alone(tmp_path):
         with pytest.raises(ValueError, match="is in use: another process is at work on this search"):
-            with tune_margin.alone(tmp_path):
-                pass
+            tune("--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 @pytest.mark.any_backend
 def test_a_worker_of_another_search_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_margin, "LONGEST_WAIT", 0)
+    monkeypatch.setattr(tune_margin, "REPLACES", 0)
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker-1")
     with pytest.raises(ValueError, match="No chief has begun a search in .*out. Start it with the same --output"):
         tune("--output", tmp_path / "out")

@@ -225,7 +225,7 @@ def test_files_that_cannot_be_opened_are_named_with_the_others(release, tmp_path
     with pytest.raises(ValueError, match="3 files are not as expected") as caught:
         build_records(release, tmp_path / "records")
     for name in ("B04_s1_w1", "B02_s1_w1"):
-        assert f"{name}.png: cannot be read (Is a directory)" in str(caught.value)
+        assert f"{name}.png: cannot be read (" in str(caught.value)
 
 
 def test_a_link_that_leads_nowhere_is_a_missing_file(release, tmp_path, capsys):
@@ -284,6 +284,15 @@ def test_a_split_without_any_image_is_pointed_out(release, tmp_path, capsys):
     shutil.rmtree(release / "images/HUVEC-17")
     build_records(release, tmp_path / "records")
     assert "WARNING: no site of the split val is left: it is empty." in capsys.readouterr().out
+
+
+def test_where_no_file_of_a_channel_is_there_one_of_that_channel_is_named(release, tmp_path):
+    for path in release.rglob("*_w3.png"):
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"Expected files such as \S+_w3.png below it. Put the images beside the tables"
+    ):
+        build_records(release, tmp_path / "records")
 
 
 def test_sites_without_all_channels_are_left_out_reported_and_listed(release, tmp_path, capsys):
