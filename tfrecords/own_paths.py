@@ -60,8 +60,8 @@ def fill_template(template, columns, table, source):
             whole = values.str.fullmatch(r"\d{1,18}")
             check_cells(table.assign(**{name: values}), name, whole, f"a whole number, as {match[0]} has it padded")
             values = values.map(lambda value, width=match[2]: format(int(value), width))
-        paths = paths + values
-    paths = pd.Series(paths + template[end:], index=table.index, dtype=object).str.replace("//+", "/", regex=True)
+        paths = paths + (values.str.removesuffix("/") if template[end:].startswith("/") else values)
+    paths = pd.Series(paths + template[end:], index=table.index, dtype=object)
     for root in dict.fromkeys([os.path.abspath(source), os.path.realpath(source)]):
         paths = paths.str.removeprefix(f"{Path(root).as_posix()}/")
     good = paths.map({path: _stays_inside(path) for path in paths.unique()}).to_numpy(bool)

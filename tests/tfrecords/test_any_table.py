@@ -17,6 +17,7 @@ from PIL import Image
 from tfrecords.build import build_records
 from tfrecords.frames import read_frames
 from tfrecords.labels import class_map
+from tfrecords.leaks import place_of_well
 from tfrecords.plan import plan_shards
 from tfrecords.sources import COLUMNS, read_sites
 from tfrecords.splits import assign_splits
@@ -261,6 +262,8 @@ def test_any_table_of_ones_own_is_built_right_or_refused(own_source, tmp_path_fa
         sites = draw(st.lists(site, min_size=1, max_size=12, unique=True))
         labels = draw(st.lists(st.one_of(TEXT, st.just("")), min_size=len(sites), max_size=len(sites)))
         labels[draw(st.integers(0, len(sites) - 1))] = "DMSO"
+        treatments = {(*s[:2], place_of_well(s[2]), label) for s, label in zip(sites, labels, strict=True) if label}
+        hypothesis.assume(len({treatment[:3] for treatment in treatments}) == len(treatments))  # one to a well
         rows = [[*parts, label, f"{i}.png"] for i, (parts, label) in enumerate(zip(sites, labels, strict=True))]
         kind, faults, table = spoil(draw, path, header, rows, OWN_FAULTS, lambda place: place)
         if kind == "one row" and table[0]["Compound"] != "DMSO":
