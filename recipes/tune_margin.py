@@ -264,16 +264,16 @@ def alone(output):
 
 def wait_for_chief(output, plan):
     """Returns when the chief has taken the output folder. Refuses to run trials of another search than its own."""
-    end = time.monotonic() + LONGEST_WAIT
+    start = time.monotonic()
     while True:
         try:
             return check_same_plan(output, plan, ignored=("data",))  # which another machine may have elsewhere
         except FileNotFoundError as error:
-            if time.monotonic() > end:
+            if time.monotonic() - start > LONGEST_WAIT:
                 message = f"No chief has begun a search in {output}. Start it with the same --output."
                 raise ValueError(message) from error
         except ValueError:  # of an earlier search, which the chief may yet replace
-            if time.monotonic() > end - LONGEST_WAIT + REPLACES:
+            if time.monotonic() - start > REPLACES:
                 raise
         time.sleep(1)
 
