@@ -1,20 +1,17 @@
-"""What the jobs have in common: folders, training with the epoch chosen on val, prediction, results."""
+"""What the jobs have in common: options, training with the epoch chosen on val, prediction, results."""
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import signal
 import sys
-import threading
 from pathlib import Path
 
 import keras
 import pandas as pd
 import tensorflow as tf
 from methods import SOFTMAX, label_alike
+from output_folder import CHECKPOINTS, remove_checkpoints
 
 from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
 from keras_abra.fit_arguments import symbolic_batch
@@ -22,14 +19,9 @@ from keras_abra.non_finite_loss import StopOnNonFiniteLoss
 from tfrecords import class_names, list_sites, read_manifest, read_records, site_ids_of_step
 from tfrecords.image_batches import complaint_in
 from tfrecords.listing import KINDS
-from tfrecords.locks import HAS_LOCKS, lock_file
 from tfrecords.remote import is_remote
 from tfrecords.whole import write_whole
 
-CHECKPOINTS = "checkpoints"  # in the output folder, while the job runs
-_LOCK = "lock"  # among them
-_PREPARED = {CHECKPOINTS, "records", "screen"}  # what stands in the output folder before training
-_held = {}
 EVERY = 200  # steps between checkpoints inside an epoch
 
 
@@ -101,92 +93,6 @@ def hash_shards(records):
     return hashlib.sha256(shards.encode()).hexdigest()
 
 
-def make_output(folder, name, resume=False):
-    """The output folder, made and held, see `at_work`: the given one, which must be new or empty, or `runs/NAME-0001`
-    and so on. It may also be that of a job that was stopped before it trained and, with `resume`, at any time."""
-    if folder is not None:
-        stopped = (folder / CHECKPOINTS).is_dir()
-        goes_on = stopped and (resume or (HAS_LOCKS and _only_prepared(folder)))
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not goes_on:
-            hint = ", or go on with the job that was stopped there with --resume" if stopped else ""
-            raise ValueError(
-                f"--output {folder} is in use: expected a new or empty folder. Choose another, or remove it{hint}."
-            )
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        return _hold(folder)
-    if resume:
-        raise ValueError("--resume needs --output, the folder of the job that was stopped.")
-    runs = Path("runs")
-    runs.mkdir(exist_ok=True)
-    number = 1
-    while True:
-        try:
-            (runs / f"{name}-{number:04d}" / CHECKPOINTS).mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return _hold(runs / f"{name}-{number:04d}")
-
-
-def _only_prepared(folder):
-    names = {path.name for path in folder.iterdir()}
-    return names <= _PREPARED and {path.name for path in (folder / CHECKPOINTS).iterdir()} <= {_LOCK}
-
-
-def _hold(folder):
-    if HAS_LOCKS:
-        held = lock_file(folder / CHECKPOINTS / _LOCK, wait=False)
-        if held is None:
-            raise ValueError(f"--output {folder} is in use: another process is at work there. Wait for its end.")
-        _held[folder] = held
-    return folder
-
-
-@contextlib.contextmanager
-def at_work(output, alone=True):
-    """Within it, the output folder of `make_output` is kept from other processes; and SIGTERM ends the job with the
-    exit code of one that goes on with `--resume`, also while records are built or splits scored.
-
-    Args:
-        output: the folder.
-        alone: whether this is the job's one process. Others end at SIGTERM as they do: they may be waiting for each
-            other.
-    """
-
-    def leave(number, frame):
-        print(f"\nSIGTERM: with --output {output} --resume the job goes on.", file=sys.stderr, flush=True)
-        raise SystemExit(ResumableRun.EXIT_CODE)
-
-    caught = alone and threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, leave) if caught else None
-    try:
-        yield
-    finally:
-        if caught:
-            signal.signal(signal.SIGTERM, before)
-        if output in _held:
-            _held.pop(output).close()
-
-
-@contextlib.contextmanager
-def refusal_leaves_nothing(output):
-    """An output folder in which nothing was written when an error came is removed: it would be taken for one in use. Of
-    one with records it is said that they stay."""
-    try:
-        yield
-    except Exception:
-        made = sorted({path.name for path in output.iterdir()} & (_PREPARED - {CHECKPOINTS})) if output.is_dir() else []
-        if made:
-            names = " and ".join(made)
-            print(f"In {output} stay {names}: the same command with --output {output} goes on.", file=sys.stderr)
-        else:
-            with contextlib.suppress(OSError):  # not empty, or another process was first
-                (output / CHECKPOINTS / _LOCK).unlink(missing_ok=True)
-                (output / CHECKPOINTS).rmdir()
-                output.rmdir()
-        raise
-
-
 def source_of(args):
     """What the command line says of the data: another job is one on other data, too."""
     records = args.records if args.records is None or is_remote(args.records) else str(args.records.resolve())
@@ -204,30 +110,6 @@ def check_of_method(args):
         raise ValueError("--cutmix is for abra, dsu and arcface: plain training on mixed images is --method cutmix.")
     if args.perturb_after and args.method not in ("abra", "dsu"):
         raise ValueError(f"--perturb-after is of --method abra and dsu: {args.method} perturbs nothing.")
-
-
-def finished(folder, resume, asked):
-    """The metrics of a job that ended, if it is to be resumed; else None.
-
-    Raises:
-        ValueError: if what was `asked`, by the names of `metrics.json` and of its `options`, is another job.
-    """
-    if not resume or folder is None or not (folder / "metrics.json").is_file():
-        return None
-    metrics = json.loads((folder / "metrics.json").read_text())
-    before, now = metrics | metrics.get("options", {}), json.loads(json.dumps(asked))
-    differing = [
-        f"{name} {before[name]!r}, now {value!r}"
-        for name, value in now.items()
-        if name in before and before[name] != value
-    ]
-    if differing:
-        raise ValueError(
-            f"--output {folder} holds another job, which ended: {'; '.join(differing)}. Name a new folder."
-        )
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    print(f"{folder} holds a finished job: there is nothing to resume.")
-    return metrics
 
 
 def check_on_nan(on_nan, method):
@@ -333,6 +215,4 @@ def write_results(output, tables, metrics):
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
     write_whole(output / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-    if output in _held:  # network file systems keep a file that is open
-        _held.pop(output).close()
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    remove_checkpoints(output)

@@ -35,25 +35,22 @@ from job import (
     add_adversary,
     add_mixed_precision,
     as_command,
-    at_work,
     check_of_method,
     check_on_nan,
     find_sites,
-    finished,
     fit,
     folder_or_url,
     images_of,
     is_built,
     kinds_to_name,
-    make_output,
     predict,
-    refusal_leaves_nothing,
     say_unlabelled,
     source_of,
     write_results,
 )
 from methods import build_model, check_backbone, make_optimizer, mix_training, softmax_loss
 from normalization import NORMALIZATIONS, normalization
+from output_folder import at_work, finished, make_output, refusal_leaves_nothing
 from scores import predictions_table, print_scores, score_labelled
 
 from tfrecords import (

@@ -34,23 +34,20 @@ from job import (
     add_adversary,
     add_mixed_precision,
     as_command,
-    at_work,
     check_of_method,
     check_on_nan,
     find_sites,
-    finished,
     fit,
     folder_or_url,
     images_of,
     is_built,
-    make_output,
     predict,
-    refusal_leaves_nothing,
     say_unlabelled,
     source_of,
     write_results,
 )
 from methods import build_model, check_backbone, make_backbone, make_schedule, softmax_loss
+from output_folder import at_work, finished, make_output, refusal_leaves_nothing
 from rxrx1 import check_data, check_left_records, is_embedded
 from scores import predictions_table, print_scores, score_labelled
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics

@@ -17,8 +17,9 @@ import pytest
 import rxrx1
 import rxrx1_wilds
 from hparams import EMBEDDED, REAL, read_hparams
-from job import at_work, find_sites, make_output
+from job import find_sites
 from methods import build_model, check_backbone, make_backbone
+from output_folder import at_work, make_output
 
 from keras_abra import ResumableRun
 from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records, write_screen
