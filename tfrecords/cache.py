@@ -1,6 +1,8 @@
 """Keeps decoded pixels: in memory, or in a file of fixed-size records."""
 
+import errno
 import hashlib
+import shutil
 import weakref
 from pathlib import Path
 
@@ -59,7 +61,7 @@ def cached_images(source, dest, sites, share, cache):
         with open(path.with_suffix(".lock"), "a") as file:
             alone = lock(file)  # others wait, and find it
             if not _is_whole(path, size):
-                _fill(path, source, share, alone)
+                _fill(path, size, source, share, alone)
     return _in_file(str(path), length, source, share.start)
 
 
@@ -67,14 +69,22 @@ def _is_whole(path, size):
     return path.is_file() and path.stat().st_size == size
 
 
-def _fill(path, source, share, alone):
+def _fill(path, size, source, share, alone):
     for left in path.parent.glob(f".{path.name}.*.tmp") if alone else ():  # by processes that were killed
         left.unlink(missing_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise OSError(
+            errno.ENOSPC,
+            f"The cache {path.parent} needs {size / 1e9:,.1f} GB for {share.stop - share.start:,} images, and has "
+            f"{free / 1e9:,.1f} GB free. Make space, name another folder, or read without a cache",
+        )
     with open_whole(path) as file:
         for _, images in _all(source, share):
             for image in images:
                 record = image.tobytes()
-                file.write(b"".join((frame(record)[0], record, frame(record)[1])))
+                header, footer = frame(record)
+                file.write(b"".join((header, record, footer)))
 
 
 def _all(source, share):

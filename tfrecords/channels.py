@@ -1,6 +1,8 @@
 """Which of a site's files are there."""
 
+import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ from tfrecords.images import channel_files
 CHANNELS = (1, 2, 3, 4, 5, 6)
 # Red, green and blue of WILDS's files.
 WILDS_CHANNELS = (1, 2, 3)
+_ASKED_AT_ONCE = 16
 
 
 def find_missing(source, sites, channels=CHANNELS, names=None):
@@ -78,29 +81,39 @@ def find_newer(source, paths, channels, moment):
     Returns:
         List of str: the files, below the source, in the order of `paths`. One that is gone is not among them.
     """
-    files = dict.fromkeys(file for path in paths for file, _ in channel_files(path, channels))
-    return [file for file in files if _changed(os.path.join(source, file)) > moment]
+    files = [*dict.fromkeys(file for path in paths for file, _ in channel_files(path, channels))]
+    stamps = zip(files, _stamps(source, files), strict=True)
+    return [file for file, stamp in stamps if stamp and max(stamp[1:]) > moment * 1e9]  # a copy may keep an older time
 
 
-def stamp_files(source, path, channels):
-    """Size and times of the last change of content and state (ns) of each channel file of a site, None for one that
-    cannot be reached: tuple. (No inode: some network file systems give a file another one from time to time.)"""
-    stamps = []
-    for file, _ in channel_files(path, channels):
-        try:
-            stat = os.stat(os.path.join(source, file))
-            stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-        except OSError:
-            stamps.append(None)
-    return tuple(stamps)
+def stamp_files(source, paths, channels):
+    """Size and times of the last change of content and state (ns) of each channel file, None for one that cannot be
+    reached: a tuple for each site. (No inode: some network file systems give a file another one from time to time.)
+    """
+    sites = [[file for file, _ in channel_files(path, channels)] for path in paths]
+    stamps = _stamps(source, [file for files in sites for file in files])
+    for files in sites:
+        yield tuple(itertools.islice(stamps, len(files)))
 
 
-def _changed(path):
+def _stamps(source, files):
+    """Of each file in turn; a network file system answers many at a time."""
+
+    def ask(block):
+        return [_stamp(os.path.join(source, file)) for file in block]
+
+    blocks = [files[i : i + 256] for i in range(0, len(files), 256)]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        for block in pool.map(ask, blocks):
+            yield from block
+
+
+def _stamp(path):
     try:
-        stat = os.stat(path)
-        return max(stat.st_mtime, stat.st_ctime)  # a copy may keep the time of its original
-    except FileNotFoundError:
-        return -1.0
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def list_files(folder):

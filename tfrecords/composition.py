@@ -16,7 +16,7 @@ class Plan(NamedTuple):
     `rows(seed, epoch)` gives int64 `(steps, batch)`: row numbers of the table of sites, where `~row` stands for a site
     that is shown and not scored (padding, or context). `scored` is how many are scored in an epoch, `padded` how many
     places are padding. `starts` are those of the shares of workers, and the end, where each reads a share of the sites
-    alone.
+    alone. `context` are the row numbers of sites that are never scored, None where there are no such.
     """
 
     steps: int
@@ -24,6 +24,7 @@ class Plan(NamedTuple):
     scored: int
     padded: int = 0
     starts: tuple | None = None
+    context: np.ndarray | None = None
 
     def weighted(self, batch_size, pad):
         """Whether batches have weights: to be filled, or with sites that are context."""
@@ -151,7 +152,8 @@ def batches_of_experiments(experiments):
             keys = _bits(seeds[1], (steps, experiments, int(counts.max())))
             count = tf.gather(counts, chosen)[..., None]
             there = tf.range(int(counts.max()), dtype=tf.int64) < count
-            order = tf.argsort(tf.where(there, keys, keys.dtype.max), axis=2, stable=True)
+            keys = tf.bitwise.invert(tf.where(there, keys, keys.dtype.max))  # the least have become the greatest
+            order = tf.math.top_k(keys, min(part, int(counts.max()))).indices
             turn = tf.range(part, dtype=tf.int64) % count  # repeats where there are fewer
             place = tf.gather(tf.cast(order, tf.int64), turn, axis=2, batch_dims=2)
             return tf.gather(rows, tf.reshape(tf.gather(starts, chosen)[..., None] + place, (steps, batch_size)))
@@ -172,8 +174,8 @@ def batches_with_controls(controls):
     """Every batch is of one plate: treatments, and among them some controls of the plate as context.
 
     The controls have weight 0 in the batch, by which they are known. They are spread evenly over it, so that each
-    replica or worker has its share, and taken in turn; a plate with fewer repeats them. Read with
-    `kinds=("treatment", "control")`.
+    replica or worker has its share, and taken in turn; a plate with fewer repeats them. They need no label: those
+    without one have the label 0. Read with `kinds=("treatment", "control")`.
 
     Args:
         controls: number of controls in each batch; the rest of `batch_size` are treatments.
@@ -188,8 +190,9 @@ def batches_with_controls(controls):
         lacking = sorted(set(groups[targets]) - set(groups[context]))
         if lacking:
             raise ValueError(
-                f"{names[lacking[0]]} has no controls to show. Read with kinds=('treatment', 'control'); if a plate "
-                "has none at all, use batches_within('plate')."
+                f"{names[lacking[0]]} has no controls to show. Read with kinds=('treatment', 'control'), and without "
+                "labelled_only, which leaves out those without a label; if a plate has none at all, use "
+                "batches_within('plate')."
             )
         plan = _grouped(groups[targets], names, batch_size - controls, shuffle, drop)
         counts = np.bincount(groups[context], minlength=len(names))
@@ -210,7 +213,7 @@ def batches_with_controls(controls):
             rows = tf.where(marked < 0, ~rows, rows)
             return tf.gather(tf.concat([rows, ~tf.gather(order, shown)], axis=1), columns, axis=1)
 
-        return Plan(plan.steps, draw, plan.scored, plan.padded)
+        return Plan(plan.steps, draw, plan.scored, plan.padded, context=context)
 
     return compose
 

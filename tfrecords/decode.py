@@ -13,8 +13,8 @@ _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _EXPECTED = "8 or 16 bits of grey, or 8 bits of RGB"
 
 
-def decode_file(path):
-    """Reads an image file whole.
+def decode_file(path, wanted=None):
+    """Reads the channels of an image file.
 
     PNG: every chunk's checksum is verified, since decoders let some damage pass. TIFF has no checksums: only what
     breaks its structure, such as a file cut short, is noticed. It is read by Pillow, which every installation has and
@@ -22,9 +22,12 @@ def decode_file(path):
 
     Args:
         path: a PNG file, or a TIFF file whose pages, all of one size and depth, are channels.
+        wanted: places, from 0, of the channels that are needed: other pages are looked at, and not decoded. None
+            (default) is all.
 
     Returns:
-        numpy.ndarray, uint8 or uint16, `(height, width, planes)`: 3 planes of an RGB image, else one for each page.
+        List of numpy.ndarray, uint8 or uint16, `(height, width)`: 3 of an RGB image, else one for each page; None for
+        those that are not decoded.
 
     Raises:
         ValueError: naming the file if it is truncated, damaged, of another format, or of another kind of pixels.
@@ -40,7 +43,7 @@ def decode_file(path):
         with Image.open(io.BytesIO(data), formats=("TIFF" if is_tiff else "PNG",)) as image:
             if not is_tiff and getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"{path}: expected a picture; found an animation of {image.n_frames} frames.")
-            return _read_pages(path, image, _tiff_bits if is_tiff else lambda page: data[24])
+            return _read_pages(path, image, _tiff_bits if is_tiff else lambda page: data[24], wanted)
     except UnidentifiedImageError:
         if is_tiff:
             raise ValueError(
@@ -69,8 +72,8 @@ def read_file(path):
         raise
 
 
-def _read_pages(path, image, bits_of):
-    planes = []
+def _read_pages(path, image, bits_of, wanted):
+    planes, kinds = [], set()
     for page in range(getattr(image, "n_frames", 1)):
         image.seek(page)
         mode, bits = image.mode, bits_of(image)
@@ -80,12 +83,17 @@ def _read_pages(path, image, bits_of):
                 f"{path}: expected {_EXPECTED}; found mode {mode} with {bits} bits in page {page + 1}. "
                 "Convert the file without loss of grey levels."
             )
-        pixels = np.asarray(image).astype(np.uint8 if bits == 8 else np.uint16, copy=False)
-        planes.append(pixels if pixels.ndim == 3 else pixels[..., None])
-    kinds = sorted({(pixels.shape, str(pixels.dtype)) for pixels in planes})
+        count, dtype = 3 if mode == "RGB" else 1, np.dtype(np.uint8 if bits == 8 else np.uint16)
+        kinds.add(((image.height, image.width, count), str(dtype)))
+        if wanted is None or any(len(planes) <= place < len(planes) + count for place in wanted):
+            pixels = np.asarray(image).astype(dtype, copy=False)
+            planes += [pixels[..., i] for i in range(3)] if count == 3 else [pixels]
+        else:
+            planes += [None] * count
     if len(kinds) > 1:
-        raise ValueError(f"{path}: expected pages of one size and depth, each a channel; found {kinds[0]}, {kinds[1]}.")
-    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
+        first, second, *_ = sorted(kinds)
+        raise ValueError(f"{path}: expected pages of one size and depth, each a channel; found {first}, {second}.")
+    return planes
 
 
 def _tiff_bits(page):

@@ -43,6 +43,23 @@ def channel_files(path, channels):
     return [(path, channel - 1) for channel in channels]
 
 
+def by_file(path, channels):
+    """The channels of a site by the file that has them.
+
+    Args:
+        path, channels: as for `channel_files`.
+
+    Returns:
+        List of (file, [number in `channels`, from 0], [plane]), files in the order of their first channels.
+    """
+    files = {}
+    for i, (file, plane) in enumerate(channel_files(path, channels)):
+        numbers, planes = files.setdefault(file, ([], []))
+        numbers.append(i)
+        planes.append(plane)
+    return [(file, *lists) for file, lists in files.items()]
+
+
 def load_channel(path, size=None, plane=None):
     """Reads one channel.
 
@@ -57,11 +74,28 @@ def load_channel(path, size=None, plane=None):
     Raises:
         ValueError: naming the file if it is damaged or no image, or of another size or number of channels.
     """
-    return _pick(path, decode_file(path), size, plane)
+    return load_planes(path, size, (plane,))[0]
+
+
+def load_planes(path, size, places):
+    """Reads several channels of one file, which is decoded once.
+
+    Args:
+        path, size: as for `load_channel`.
+        places: that of each channel, as `plane` of `load_channel`.
+
+    Returns:
+        List of numpy.ndarray, uint8 or uint16, `(height, width)`.
+
+    Raises:
+        ValueError: as `load_channel`.
+    """
+    planes = decode_file(path, [place or 0 for place in places])
+    return [_pick(path, planes, size, place) for place in places]
 
 
 def _pick(path, planes, size, plane):
-    height, width, count = planes.shape
+    count = len(planes)
     if plane is None and count != 1:
         raise ValueError(
             f"{path}: expected a grey image, one channel a file; found {count} channels (RGB, or pages). Convert "
@@ -77,20 +111,21 @@ def _pick(path, planes, size, plane):
         )
     if plane is not None and plane >= count:
         raise ValueError(f"{path}: expected a file with channel {plane + 1}; found {count}. Name other channels.")
+    height, width = planes[plane or 0].shape
     if size is not None and (height, width) != size[:2]:
         raise ValueError(
             f"{path}: expected {size.height} x {size.width} pixels (height x width) as in {size.file}; found "
             f"{height} x {width}. All images of a build have one size: correct or remove the one that is wrong."
         )
-    return planes[..., plane or 0]
+    return planes[plane or 0]
 
 
 def _only_padded(planes, named):
     """Whether a PNG in colour holds no more than the channels that are named: one of them three times, or two and an
     empty one."""
     if named == 1:
-        return bool((planes == planes[..., :1]).all())
-    return named == 2 and not planes[..., 2].any()
+        return all((plane == planes[0]).all() for plane in planes)
+    return named == 2 and not planes[2].any()
 
 
 def load_site(source, path, channels, size, crop=None, image_size=None, ranges=None):
@@ -110,32 +145,34 @@ def load_site(source, path, channels, size, crop=None, image_size=None, ranges=N
     Returns:
         numpy.ndarray, uint8, `(height, width, channels)`.
     """
-    planes, name = [], None
-    for i, (file, plane) in enumerate(channel_files(path, channels)):
-        if file != name:
-            name, whole = file, os.path.join(source, file)
-            decoded = decode_file(whole)
-        pixels = crop_centre(_pick(whole, decoded, size, plane), crop)
-        if ranges is not None:
-            low, high, bits = Range(*ranges[i])
-            if bits is not None and 8 * pixels.itemsize != bits:
-                raise ValueError(wrong_depth(whole, bits, 8 * pixels.itemsize))
-            if pixels.dtype == np.uint8 and high > 255:
-                raise ValueError(
-                    f"{whole}: expected 16 bits a pixel, as grey level {high:g} becomes 255 on its plate; "
-                    "found 8 bits. All files of a plate have one depth: convert this one, or leave it out."
-                )
-            pixels = scale_to_bytes(pixels, low, high)
-        elif pixels.dtype != np.uint8:
-            raise ValueError(
-                f"{whole}: expected 8 bits a pixel as in {Size(*size).file}; found 16 (mode I;16). Say which grey "
-                "levels become 0 and 255, by an intensity range in the screen's description; or correct that file."
-            )
-        if image_size is not None and pixels.shape != (image_size, image_size):
-            image = Image.fromarray(np.ascontiguousarray(pixels))
-            pixels = np.asarray(image.resize((image_size, image_size), Image.Resampling.BOX))
-        planes.append(pixels)
+    planes = [None] * len(channels)
+    for file, numbers, places in by_file(path, channels):
+        whole = os.path.join(source, file)
+        for i, pixels in zip(numbers, load_planes(whole, size, places), strict=True):
+            planes[i] = _convert(whole, crop_centre(pixels, crop), size, image_size, ranges and ranges[i])
     return np.stack(planes, axis=-1)
+
+
+def _convert(whole, pixels, size, image_size, levels):
+    if levels is not None:
+        low, high, bits = Range(*levels)
+        if bits is not None and 8 * pixels.itemsize != bits:
+            raise ValueError(wrong_depth(whole, bits, 8 * pixels.itemsize))
+        if pixels.dtype == np.uint8 and high > 255:
+            raise ValueError(
+                f"{whole}: expected 16 bits a pixel, as grey level {high:g} becomes 255 on its plate; "
+                "found 8 bits. All files of a plate have one depth: convert this one, or leave it out."
+            )
+        pixels = scale_to_bytes(pixels, low, high)
+    elif pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{whole}: expected 8 bits a pixel as in {Size(*size).file}; found 16 (mode I;16). Say which grey "
+            "levels become 0 and 255, by an intensity range in the screen's description; or correct that file."
+        )
+    if image_size is not None and pixels.shape != (image_size, image_size):
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        pixels = np.asarray(image.resize((image_size, image_size), Image.Resampling.BOX))
+    return pixels
 
 
 def wrong_depth(file, bits, found):

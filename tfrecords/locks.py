@@ -42,7 +42,7 @@ def lock(file, shared=False, wait=True):
 def lock_file(path, shared=False, wait=True, sure=False):
     """An open file that is locked until it is closed; None if another process holds it and `wait` is false, or, with
     `sure`, where there are no locks."""
-    file = open(path, "a")
+    file = open(path, "a+")  # NFS locks as fcntl does: what is shared must be readable, what is not, writable
     found = lock(file, shared, wait)
     if found or (found is None and not sure):
         return file

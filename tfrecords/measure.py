@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfrecords.faults import MOST, Faults, collect_faults
-from tfrecords.images import channel_files, load_channel, wrong_depth
+from tfrecords.images import by_file, load_planes, wrong_depth
 from tfrecords.intensity import Range, parse_intensity
 from tfrecords.parallel import run_tasks
 
@@ -86,19 +86,22 @@ def measure_plate(plate):
         Faults: naming the files that cannot be read, or are of another size.
     """
     counts = np.zeros((len(plate.channels), 65536), np.int64)
-    numbers, files_of = range(len(plate.channels)), [{8: [], 16: []} for _ in plate.channels]
-    files = [file for path in plate.paths for file in zip(numbers, channel_files(path, plate.channels), strict=True)]
+    files_of = [{8: [], 16: []} for _ in plate.channels]
+    files = [item for path in plate.paths for item in by_file(path, plate.channels)]
 
     def count_levels(item):
-        channel, (file, plane) = item
-        pixels = load_channel(Path(plate.source) / file, plate.size, plane)
-        files_of[channel][8 * pixels.itemsize].append(Path(plate.source) / file)
-        return channel, np.bincount(pixels.ravel(), minlength=65536)
+        file, numbers, places = item
+        whole, found = Path(plate.source) / file, []
+        for channel, pixels in zip(numbers, load_planes(whole, plate.size, places), strict=True):
+            files_of[channel][8 * pixels.itemsize].append(whole)
+            found.append((channel, np.bincount(pixels.ravel(), minlength=65536)))
+        return found
 
     messages = []
     try:
-        for channel, count in collect_faults(count_levels, files):
-            counts[channel] += count
+        for found in collect_faults(count_levels, files):
+            for channel, count in found:
+                counts[channel] += count
     except Faults as faults:
         messages += faults.messages
     bits = [max(depths, key=lambda depth: (len(depths[depth]), depth)) for depths in files_of]

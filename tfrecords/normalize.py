@@ -100,6 +100,12 @@ def normalizer(normalize, sites, channels=None):
         )
     _check_attributes(normalize.attrs, sites, channels)
     names = [name for name in normalize.index.names if name is not None]
+    if names and not normalize.index.is_unique:
+        first = normalize.index[normalize.index.duplicated()].to_frame().iloc[0]
+        raise ValueError(
+            f"The statistics have several rows for {', '.join(f'{name} {first[name]}' for name in names)}. Compute "
+            "those of several splits together: channel_statistics(dest, [split, ...])."
+        )
     place = np.zeros(len(sites), np.int64)
     if names:
         keys = pd.MultiIndex.from_frame(sites[names]) if len(names) > 1 else pd.Index(sites[names[0]])

@@ -80,11 +80,11 @@ def check_links(source, files, rows):
 
     Args:
         source: the folder.
-        files: paths below it that exist, as texts.
-        rows: for each, a text that names its file and row.
+        files: for each site, a list of paths below it that exist, as texts.
+        rows: for each site, a text that names its file and row.
     """
     root, inside = os.path.realpath(source), {}
-    for file, row in zip(files, rows, strict=True):
+    for file, row in ((file, row) for of_site, row in zip(files, rows, strict=True) for file in of_site):
         folder, _, name = file.rpartition("/")
         if folder not in inside:
             real = os.path.realpath(os.path.join(root, folder))

@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 
+from tfrecords.images import CHANNEL
 from tfrecords.splits import SPLITS
 
 SCREEN_FILE = "screen.toml"
@@ -236,6 +237,12 @@ def _check_channels(place, screen):
             "Expected the same names."
         )
     files = list(screen["images"].values()) if isinstance(screen["images"], dict) else []
+    numbered = next((file for file in files if CHANNEL in file), None)
+    if numbered is not None:
+        raise ValueError(
+            f"{place} has the images {numbered!r} of one channel with {CHANNEL} in them. Expected there what the "
+            f"channel's files are called; a pattern for all channels is a single text: images = {numbered!r}."
+        )
     twice = next((file for file in files if files.count(file) > 1), None)
     if twice is not None:
         same = " and ".join(name for name, file in screen["images"].items() if file == twice)

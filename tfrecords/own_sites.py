@@ -1,5 +1,6 @@
 """The table of a screen of one's own -> one row a site, as RxRx1 has it."""
 
+import decimal
 import re
 import unicodedata
 import urllib.parse
@@ -110,8 +111,9 @@ def read_own_sites(source, screen, split_column=None):
             )
         for i in range(len(sites["path"].iloc[0])):
             # The sites of a well may share one, such as an overview.
-            files = sites.assign(path=sites["path"].str[i]).drop_duplicates(["well_id", "path"])
-            _check_once(files, "path", "file", advice)
+            files = sites.assign(path=sites["path"].str[i])
+            _check_once(files.drop_duplicates(["well_id", "path"]), "path", "file", advice)
+            _report_shared(files, screen["channels"][i])
     if own:
         good = raw[split_column].isin(("", *SPLITS))
         check_cells(raw, split_column, good, f"one of {', '.join(SPLITS)}, or nothing")
@@ -143,7 +145,7 @@ def _report_similar(values, column):
     for value in values.unique():
         key = unicodedata.normalize("NFKC", " ".join(value.split()))
         key = place_of_well(key).casefold()  # A1 and A01
-        alike.setdefault(float(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
+        alike.setdefault(decimal.Decimal(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
     groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
     if groups:
         more = f"; and {len(groups) - 3:,} more such groups" if len(groups) > 3 else ""
@@ -159,6 +161,17 @@ def _report_unused(raw, used):
         print(
             f"The table has columns that are called {', '.join(found)}, which the description does not name: they are "
             f"not used. Add such as `{found[0]} = {found[0]!r}` to its columns if they mean what ours do."
+        )
+
+
+def _report_shared(files, channel):
+    shared = files["path"].duplicated(keep=False)
+    if shared.any():
+        first = files[shared].iloc[0]
+        print(
+            f"WARNING: {int(shared.sum()):,} sites have the channel {channel!r} in common with other sites of their "
+            f"well, such as {first['row']} the file {first['path']!r}. Name in its template what tells sites apart, "
+            "unless it is an overview of the well."
         )
 
 

@@ -52,10 +52,10 @@ class Prepared(NamedTuple):
         state has), and so do those of a source that was copied.
         """
         table = self.sites[[*COLUMNS, "path"]].sort_values("site_id")
-        channels = self.options["channels"]
+        stamps = stamp_files(source, table["path"], self.options["channels"])
         rows = {
-            row[0]: hash_bytes(repr((row, stamp_files(source, row[-1], channels))).encode())
-            for row in table.itertuples(index=False, name=None)
+            row[0]: hash_bytes(repr((row, stamp)).encode())
+            for row, stamp in zip(table.itertuples(index=False, name=None), stamps, strict=True)
         }
         intensity = self.options["intensity"]
         measured = intensity is not None and parse_intensity(intensity)[0] != "fixed"
@@ -137,9 +137,8 @@ def prepare_build(
     if exclude_leaks:
         reasons = reasons.mask(reasons == "", repeating_sites(sites, repeats))
     complete = sites[reasons == ""]
-    rows = complete["row" if screen else "site_id"]
-    for channel in channels:
-        check_links(source, [channel_files(path, (channel,))[0][0] for path in complete["path"]], rows)
+    files = [[file for file, _ in channel_files(path, channels)] for path in complete["path"]]
+    check_links(source, files, complete["row" if screen else "site_id"])
     if complete.empty:
         raise ValueError(
             f"The splits {splits!r}{' without repeated layouts' if exclude_leaks else ''} leave out every site "

@@ -114,7 +114,6 @@ def read_records(
     sites = list_sites(folder, split, kinds, experiments, check=False)
     sites = keep_labelled(sites, split) if labelled_only else sites
     check_options(batch_size, seed, first_epoch, dtype, first_step, worker)
-    _check_sites(split, sites, manifest, experiment_ids, metadata)
     if drop_remainder is None:
         drop_remainder = training and not pad
     if drop_remainder and len(sites) < batch_size:
@@ -123,6 +122,10 @@ def read_records(
             f"Lower batch_size to {len(sites)} or less."
         )
     plan = (batches or random_batches())(sites, batch_size, shuffle=training, drop=drop_remainder)
+    if plan.context is not None and not metadata:  # a loss takes no label that there is not, with weight 0 either
+        shown = sites.index.isin(sites.index[plan.context])
+        sites = sites.assign(label=sites["label"].mask(shown & sites["label"].isna(), 0))
+    _check_sites(split, sites, manifest, experiment_ids, metadata)
     if first_step >= plan.steps:
         raise ValueError(
             f"There is no step {first_step}: an epoch has {plan.steps} steps, counted from 0. To continue behind the "

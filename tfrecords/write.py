@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tfrecords.example import encode_example
 from tfrecords.faults import collect_faults
 from tfrecords.frames import FOOTER, HEADER, frame, read_frames
-from tfrecords.images import channel_files, load_channel, load_site
+from tfrecords.images import by_file, load_planes, load_site
 from tfrecords.png import load_pngs
 from tfrecords.whole import open_whole
 
@@ -87,11 +87,11 @@ def check_images(task):
         Faults: naming the files that are damaged or have another size or mode.
     """
 
-    def check(place):
-        file, plane = place
-        load_channel(Path(task.source) / file, task.size, plane)
+    def check(item):
+        file, _, places = item
+        load_planes(Path(task.source) / file, task.size, places)
 
-    files = [place for site in task.sites for place in channel_files(site["path"], task.channels)]
+    files = [item for site in task.sites for item in by_file(site["path"], task.channels)]
     for _ in collect_faults(check, files):
         pass
 

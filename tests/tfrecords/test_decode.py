@@ -20,7 +20,7 @@ RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
 def test_pixels_come_back_with_their_depth(tmp_path, ending, pixels):
     path = tmp_path / f"image.{ending}"
     Image.fromarray(pixels).save(path)
-    decoded = decode_file(path)
+    decoded = np.stack(decode_file(path), axis=-1)
     assert decoded.dtype == pixels.dtype
     np.testing.assert_array_equal(decoded, pixels.reshape(5, 7, -1))
 
@@ -31,7 +31,19 @@ def test_the_pages_of_a_tiff_are_channels(tmp_path, compression):
     pages = [DEEP, DEEP + 1, DEEP + 2]
     first, *others = map(Image.fromarray, pages)
     first.save(path, save_all=True, append_images=others, compression=compression)
-    np.testing.assert_array_equal(decode_file(path), np.stack(pages, axis=-1))
+    np.testing.assert_array_equal(decode_file(path), pages)
+
+
+def test_of_many_pages_those_that_are_wanted_are_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "stack.tif"
+    pages = [Image.fromarray(DEEP + i) for i in range(20)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    decoded, load = [], Image.Image.tobytes
+    monkeypatch.setattr(Image.Image, "tobytes", lambda self, *args: decoded.append(self.tell()) or load(self, *args))
+    planes = decode_file(path, wanted=[17, 2])
+    assert decoded == [2, 17] and [i for i, plane in enumerate(planes) if plane is not None] == [2, 17]
+    np.testing.assert_array_equal(planes[17], DEEP + 17)
+    assert len(decode_file(path, wanted=[20])) == 20 and decoded == [2, 17]
 
 
 def test_big_endian_is_read(tmp_path):
@@ -41,7 +53,7 @@ def test_big_endian_is_read(tmp_path):
     entries += [(273, 4, 8 + 2 + 12 * count + 4), (278, 3, 5 << 16), (279, 4, len(data))]
     directory = b"".join(struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in entries)
     path.write_bytes(b"MM\x00*" + struct.pack(">IH", 8, count) + directory + struct.pack(">I", 0) + data)
-    np.testing.assert_array_equal(decode_file(path)[..., 0], DEEP)
+    np.testing.assert_array_equal(decode_file(path)[0], DEEP)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

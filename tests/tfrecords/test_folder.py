@@ -117,6 +117,14 @@ def test_two_builds_at_once_are_refused(tmp_path):
             pass
 
 
+def test_locks_work_where_they_are_those_of_nfs(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="file locks are POSIX's")
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)  # which looks at how the file was opened, as NFS 4 does
+    for shared in (True, False):
+        with lock_file(tmp_path / "lock", shared=shared) as file:
+            assert file.name == str(tmp_path / "lock")
+
+
 @pytest.mark.parametrize("number, gone_on", [(errno.ENOLCK, True), (errno.EIO, False)])
 def test_a_file_system_without_locks_is_said_and_other_errors_name_the_file(
     tmp_path, monkeypatch, capsys, number, gone_on

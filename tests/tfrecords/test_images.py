@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfrecords import images
+from tfrecords.decode import decode_file
 from tfrecords.images import channel_files, load_channel, load_site, scale_to_bytes
 
 
@@ -95,6 +97,17 @@ def test_the_centre_is_cut_out_before_resizing(rgb, tmp_path):
     np.testing.assert_array_equal(image, rgb[3:7, 2:6])
     small = load_site(tmp_path, "B02_s1.png", (1, 2, 3), (10, 9), crop=4, image_size=2)
     assert np.abs(small - rgb[3:7, 2:6].reshape(2, 2, 2, 2, 3).mean(axis=(1, 3))).max() <= 1
+
+
+def test_a_file_of_several_channels_is_decoded_once_wherever_it_is_named(rgb, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(images, "decode_file", lambda path, *args: decoded.append(path.name) or right(path, *args))
+    right = decode_file
+    Image.fromarray(rgb[..., 0]).save(tmp_path / "other.png")
+    places = [("B02_s1.png", 2), ("other.png", None), ("B02_s1.png", 0)]
+    monkeypatch.setattr(images, "channel_files", lambda path, channels: places)
+    np.testing.assert_array_equal(load_site(tmp_path, "", (1, 2, 3), (10, 9)), rgb[..., [2, 0, 0]])
+    assert decoded == ["B02_s1.png", "other.png"]
 
 
 def test_where_the_channels_are():

@@ -79,6 +79,9 @@ def test_what_cannot_be_is_refused(records_tree):
         channel_statistics(records_tree, "train", group="well")
     with pytest.raises(ValueError, match="no wells of the types .'empty'"):
         channel_statistics(records_tree, "train", well_types=("empty",))
+    joined = pd.concat([table, channel_statistics(records_tree, "id_test", group="plate")])
+    with pytest.raises(ValueError, match=r"several rows for experiment HUVEC-01, plate 1.*together"):
+        read_records(records_tree, "train", batch_size=2, normalize=joined)
 
 
 def test_a_table_of_unknown_channels_is_taken_at_its_word(records_tree):

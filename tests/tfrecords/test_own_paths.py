@@ -59,7 +59,7 @@ def test_a_link_inside_the_source_may_be_followed_and_so_may_the_source_itself_b
     (tmp_path / "name").symlink_to(linked)
     manifest = build_records(tmp_path / "name", tmp_path / "records", screen=SCREEN, label="experiment")
     assert manifest["index"]["count"] == 2
-    check_links(tmp_path / "name", ["p/A.png", "p/B.png"], ["row 1", "row 2"])
+    check_links(tmp_path / "name", [["p/A.png"], ["p/B.png"]], ["row 1", "row 2"])
 
 
 def test_full_paths_below_the_source_and_doubled_slashes_are_taken(linked, tmp_path):

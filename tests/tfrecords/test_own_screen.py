@@ -394,10 +394,12 @@ def test_the_first_file_may_be_the_one_that_is_wrong(own, tmp_path):
     assert verify_records(tmp_path / "records") == []
 
 
-def test_the_sites_of_a_well_may_share_a_file(own, tmp_path):
+def test_the_sites_of_a_well_may_share_a_file_which_is_pointed_out(own, tmp_path, capsys):
     images = {"DNA": "{Plate}/{well}_f{site:02}_chDNA.tif", "ER": "{Plate}/{well}_f01_chER.tif"}
     screen = {key: value for key, value in SCREEN.items() if key != "channels"} | {"images": images}
     assert build_records(own, tmp_path / "records", screen=screen)["index"]["count"] == 24
+    said = "WARNING: 24 sites have the channel 'ER' in common with other sites of their well, such as wells.csv, row 2"
+    assert said in capsys.readouterr().out
 
 
 def test_a_file_that_serves_all_sites_is_refused(own, tmp_path):
@@ -628,6 +630,12 @@ def test_wells_that_hold_the_plates_name_are_pointed_out(own, tmp_path, capsys):
 def test_one_template_for_two_channels_is_refused(own):
     images = dict.fromkeys(SCREEN["channels"], "{Plate}/{well}_f{site:02}_chDNA.tif")
     with pytest.raises(ValueError, match="has the images .* for the channels DNA and ER. Expected files of its own"):
+        read_screen(own, SCREEN | {"images": images})
+
+
+def test_a_pattern_for_all_channels_is_not_that_of_one(own):
+    images = {"DNA": "{Plate}/{well}_f{site:02}_chDNA.tif", "ER": "{Plate}/{well}_f{site:02}_ch{channel}.tif"}
+    with pytest.raises(ValueError, match="images .* of one channel with {channel} in them. Expected there what"):
         read_screen(own, SCREEN | {"images": images})
 
 

@@ -165,6 +165,11 @@ def test_signs_that_look_alike_are_pointed_out(read, capsys):
     assert "which are taken for different ones" in capsys.readouterr().out
 
 
+def test_numbers_of_many_digits_are_told_apart(read, capsys):
+    read([("a", "20240315123456001", "A", 1, "x"), ("a", "20240315123456002", "A", 1, "x")])
+    assert "taken for different" not in capsys.readouterr().out
+
+
 def test_two_wells_cannot_run_together_to_one_name(read):
     message = "row 3: the well 'B' of 'a_1' and wells.csv, row 2: '1_B' of 'a' both get the name 'a_1_1_B'"
     with pytest.raises(ValueError, match=message):
