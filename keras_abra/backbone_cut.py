@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_abra.perturbed_norms import layers_within
+
 
 def cut_backbone(backbone, after):
     """Splits a backbone into consecutive parts whose composition is the backbone.
@@ -35,7 +37,7 @@ def cut_backbone(backbone, after):
         why = "the backbone has no such layer"
         if known:
             why = "paths lead around it, or its output is not one feature map"
-        elif inner := [m.name for m in backbone.layers if isinstance(m, keras.Model) and _has_within(m, name)]:
+        elif inner := [m.name for m in backbone.layers if isinstance(m, keras.Model) and name in _within(m)]:
             why = (
                 f"it is inside the model {inner[0]!r}, which is one layer here. Give that model itself as the backbone"
             )
@@ -52,8 +54,8 @@ def cut_backbone(backbone, after):
     ]
 
 
-def _has_within(model, name):
-    return any(layer.name == name for layer in model._flatten_layers(include_self=False))
+def _within(model):
+    return [layer.name for layer in layers_within(model)]
 
 
 def valid_cuts(backbone):

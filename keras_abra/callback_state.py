@@ -1,6 +1,7 @@
 """What Keras's callbacks remember, to be stored and set again. No backend."""
 
 import collections
+import contextlib
 import inspect
 import os
 import types
@@ -16,6 +17,7 @@ _KINDS = {kind.__name__: kind for kind in _SEQUENCES}
 _DICTS = {kind.__name__: kind for kind in (dict, collections.OrderedDict, collections.Counter)}
 _FACTORIES = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}  # of a defaultdict
 _NO_STATE = (types.ModuleType, keras.callbacks.Callback)
+_WATCHERS = ("StopOnNonFiniteLoss", "SkipNonFinite")  # of which a run may have another when it goes on
 
 
 def read_arguments(callbacks):
@@ -64,13 +66,20 @@ def describe_callbacks(callbacks):
     """Class of each, and what it watches: without these the best value so far means nothing."""
     return [
         {type(c).__name__: {k: v for k, v in vars(c).items() if k in ("monitor", "mode") and k in _arguments(c)}}
-        for c in callbacks
+        for c in _watched(callbacks)
     ]
+
+
+def _watched(callbacks):
+    return [c for c in callbacks if type(c).__name__ not in _WATCHERS]
 
 
 def set_callbacks(callbacks, states, arrays):
     """Sets what `read_callbacks` read, on new callbacks of the same classes in the same order."""
-    for callback, stored in zip(callbacks, states, strict=True):
+    watchers = {stored["class"]: stored for stored in states if stored["class"] in _WATCHERS}
+    pairs = [(c, watchers[name]) for c in callbacks if (name := type(c).__name__) in watchers]
+    rest = [stored for stored in states if stored["class"] not in _WATCHERS]
+    for callback, stored in [*pairs, *zip(_watched(callbacks), rest, strict=True)]:
         for name, value in stored["state"].items():
             held = getattr(callback, name, None)
             if isinstance(held, keras.Variable):
@@ -90,7 +99,7 @@ def settle_direction(callbacks):
 def callback_files(callbacks):
     """Files that callbacks keep writing, by name: the table of a `CSVLogger`, the one file of a `ModelCheckpoint`."""
     files = {}
-    for i, callback in enumerate(callbacks):
+    for i, callback in enumerate(_watched(callbacks)):
         if isinstance(callback, keras.callbacks.CSVLogger):
             files[f"{i}-csv"] = Path(callback.filename)
         elif isinstance(callback, keras.callbacks.ModelCheckpoint) and "{" not in callback.filepath:
@@ -98,10 +107,15 @@ def callback_files(callbacks):
     return files
 
 
+def writes_file(callback):
+    """Whether several processes that call it would write one file."""
+    return isinstance(callback, keras.callbacks.CSVLogger | keras.callbacks.ModelCheckpoint)
+
+
 def restore_files(callbacks, stored):
     """Puts the files of `callback_files` back as they were; a table is opened again at its end."""
     for name, path in callback_files(callbacks).items():
-        callback = callbacks[int(name.split("-")[0])]
+        callback = _watched(callbacks)[int(name.split("-")[0])]
         table = isinstance(callback, keras.callbacks.CSVLogger)
         if table and callback.csv_file is not None:
             callback.csv_file.close()
@@ -141,7 +155,12 @@ def _plain(value):
         return repr((value.shape, value.dtype, value.tobytes()))
     if isinstance(value, np.random.Generator):
         return repr(value.bit_generator.state)
-    return repr(value) if isinstance(value, _CONTAINERS) else None
+    if not isinstance(value, _CONTAINERS):
+        return None
+    arrays = {}
+    with contextlib.suppress(TypeError):
+        value = encode(value, arrays, "")
+    return repr((value, {name: _plain(array) for name, array in arrays.items()}))
 
 
 def encode(value, arrays, name):

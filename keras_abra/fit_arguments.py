@@ -45,7 +45,8 @@ def check(model, arguments, training=True):
     if _is_array(arguments["y"]) and backend.replicas() == 1:
         steps = arguments["steps_per_epoch"]  # Keras goes on in the next epoch where this one ends
         steps = steps and steps * (arguments["epochs"] - arguments["initial_epoch"])
-        _check_batches(_samples(arguments), arguments["batch_size"] or 32, steps)
+        replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
+        _check_batches(_samples(arguments), arguments["batch_size"] or 32, steps, replicas)
     if arguments["validation_data"] is not None:
         data = arguments["validation_data"]
         if isinstance(data, tuple | list) and len(data) > 1:
@@ -125,15 +126,17 @@ def ramp_length(model, arguments):
     Raises:
         ValueError: if the number of steps cannot be known.
     """
+    if not model.warmup:
+        return 0
     steps = arguments["steps_per_epoch"] or _steps(arguments)
-    if steps is None and model.warmup:
+    if steps is None:
         raise ValueError(
             f"`warmup={model.warmup}` is a share of all steps, but this data does not tell its length. Give "
             "`steps_per_epoch` to fit, or `warmup` as a number of optimizer steps."
         )
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     epochs = max(arguments["epochs"] - arguments["initial_epoch"], 0)
-    updates = (steps or 0) * epochs // (optimizer.gradient_accumulation_steps or 1)
+    updates = steps * epochs // (optimizer.gradient_accumulation_steps or 1)
     return math.ceil(model.warmup * updates)
 
 
@@ -188,7 +191,10 @@ def _steps(arguments):
         return data.num_batches
     if callable(getattr(data, "cardinality", None)):  # of a distributed dataset it is a number
         return max(int(data.cardinality()), 0) or None
-    return len(data) if hasattr(data, "__len__") else None
+    try:
+        return len(data)
+    except TypeError:  # some have a length that fails, as torch's DataLoader of an IterableDataset
+        return None
 
 
 def _check_some(arguments):
@@ -201,8 +207,16 @@ def _check_some(arguments):
         raise ValueError("There are no samples: the data pipeline is empty.")
 
 
-def _check_batches(samples, batch_size, steps):
+def _check_batches(samples, batch_size, steps, replicas):
     reached = steps is None or steps * batch_size > samples
+    for size in (min(batch_size, samples), samples % batch_size if reached else 0):
+        part = math.ceil(size / replicas)  # as TensorFlow gives them out, to the first ones first
+        if size and part * (replicas - 1) >= size:
+            raise ValueError(
+                f"Each of the {replicas} replicas needs a sample in every training batch. Received: {samples} samples "
+                f"in batches of {batch_size}, of which one has {size}. Choose another batch_size, or leave the last "
+                "samples out."
+            )
     if batch_size == 1 or (samples % batch_size == 1 and reached):
         raise ValueError(
             f"A training batch of one sample has no spread and no batch statistics. Received: {samples} samples "

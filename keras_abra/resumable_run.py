@@ -18,6 +18,7 @@ from keras_abra.callback_state import (
     restore_files,
     set_callbacks,
     settle_direction,
+    writes_file,
 )
 from keras_abra.checkpoint_folder import read_checkpoint, write_checkpoint
 from keras_abra.same_run import check_same_run, describe_run
@@ -64,10 +65,10 @@ class ResumableRun(keras.callbacks.Callback):
     without an end of a step, or of a checkpoint that was being written. SIGTERM can be caught in the main thread only.
     Each checkpoint is written aside, synced, renamed, and has checksums; the last two are kept.
 
-    In several processes the first one writes, to a folder that all of them share; `parts` and `position` are to be
-    asked in every one. It is enough that one is asked to leave: they agree after each step, and leave together. The
-    global generators go on in all of them from the first one's state: a random order of data must be a function of
-    epoch and process there.
+    In several processes the first one writes, to a folder that all of them share, and alone calls `CSVLogger` and
+    `ModelCheckpoint`; `parts` and `position` are to be asked in every one. It is enough that one is asked to leave:
+    they agree after each step, and leave together. The global generators go on in all of them from the first one's
+    state: a random order of data must be a function of epoch and process there.
 
     Of a model with several optimizers only `model.optimizer` is stored.
 
@@ -78,10 +79,11 @@ class ResumableRun(keras.callbacks.Callback):
     Args:
         folder: where the checkpoints stand.
         every: steps between checkpoints inside an epoch; None for none. Needs `parts`.
-        callbacks: callbacks whose state is kept: `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, `CSVLogger`
-            and your own (attributes that hold plain values, NumPy arrays and generators or Keras variables, in lists,
-            dicts, sets and the like; a warning names what cannot be stored). They are called by this one; do not give
-            them to `fit` a second time. What callbacks outside log is in the `History` of this call of `fit` alone.
+        callbacks: callbacks whose state is kept: `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, `CSVLogger`,
+            `SwapEMAWeights` and your own (attributes that hold plain values, NumPy arrays and generators or Keras
+            variables, in lists, dicts, sets and the like; a warning names what cannot be stored). They are called by
+            this one; do not give them to `fit` a second time. When the run goes on they must be the same, but that a
+            `SkipNonFinite` may be added. What callbacks outside log is in the `History` of this call of `fit` alone.
         options: dict, as `json` writes it, of what must not change when the run goes on and the model does not show:
             seed, batch size, checksum of the data's manifest.
 
@@ -106,7 +108,7 @@ class ResumableRun(keras.callbacks.Callback):
         self.folder, self.every, self.options = Path(folder), every, options
         self.callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
         self._arguments, self._lost = read_arguments(self.callbacks), None
-        self._part = self._steps = self._description = None
+        self._part = self._total = self._steps = self._description = None
         self._termination = Termination(self.GRACE, self.EXIT_CODE, self._last, self._is_inside_fit)
         self._training = False
         self._forget()
@@ -118,6 +120,7 @@ class ResumableRun(keras.callbacks.Callback):
             A `Part` each. None are left only if the run ended before its last epoch, or there: then one `fit` without
             steps sets the model to its end.
         """
+        self._total = epochs
         try:
             found = self._newest()
             if found is not None and found.state["step"]:
@@ -163,16 +166,21 @@ class ResumableRun(keras.callbacks.Callback):
 
     # Keras calls these.
 
+    def _called(self):
+        """The callbacks of this process: one file has one writer."""
+        return [c for c in self.callbacks if not (writes_file(c) and backend.process_index())]
+
     def set_params(self, params):
         super().set_params(params)
-        for callback in self.callbacks:
-            callback.set_params(params)
+        whole = params if self._part is None or not params else {**params, "epochs": self._total}  # not the part's
+        for callback in self._called():
+            callback.set_params(whole)
 
     def set_model(self, model):
         if model is not self._model:
             self._description = None
         super().set_model(model)
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.set_model(model)
 
     def on_train_begin(self, logs=None):
@@ -198,7 +206,7 @@ class ResumableRun(keras.callbacks.Callback):
         found = self._newest()
         if found is not None:
             self._check(found)
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_train_begin(logs)
         self._training = True
         self._termination.catch()
@@ -230,14 +238,14 @@ class ResumableRun(keras.callbacks.Callback):
             self._step = self._first = self._begin = 0
         self._set_history()
         self.model._initial_epoch = None  # of this `fit` only
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._replay is None:
             self._replayed = None
             self._begin = self._first + batch
-            for callback in self.callbacks:
+            for callback in self._called():
                 callback.on_train_batch_begin(self._begin, logs)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -247,8 +255,8 @@ class ResumableRun(keras.callbacks.Callback):
             self._replay = None
             self._leave_if_asked(save=False)
             return
-        settle_direction(self.callbacks)
-        for callback in self.callbacks:
+        settle_direction(self._called())
+        for callback in self._called():
             callback.on_train_batch_end(self._first + batch, logs)
         self._logs = logs
         before, self._step = self._step, min(self._first + batch + 1, self._length() or sys.maxsize)
@@ -260,7 +268,7 @@ class ResumableRun(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._replayed and self._replayed.keys() != self.model.get_metrics_result().keys():
             logs.update(self._replayed)  # Keras took the logs of the step done over, and not the restored metrics
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_epoch_end(epoch, logs)
         self._epochs.append(epoch)
         for name, value in (logs or {}).items():
@@ -274,7 +282,7 @@ class ResumableRun(keras.callbacks.Callback):
         self._training = False
         self.model._initial_epoch = None
         self._set_history()
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_train_end(logs)
         self._leave_if_asked(save=False)
         self._termination.release(again=True)  # it may have come while this process waited for the others
@@ -282,19 +290,19 @@ class ResumableRun(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         if self._training:  # validation clears the metrics of the epoch
             self._metrics = run_state.read_values(self.model, ("metrics",))
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_test_begin(logs)
 
     def on_test_end(self, logs=None):
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_test_end(logs)
 
     def on_test_batch_begin(self, batch, logs=None):
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_test_batch_begin(batch, logs)
 
     def on_test_batch_end(self, batch, logs=None):
-        for callback in self.callbacks:
+        for callback in self._called():
             callback.on_test_batch_end(batch, logs)
         if self._training:
             self._leave_if_asked(save=self._part is not None, metrics=self._metrics)

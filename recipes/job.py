@@ -162,7 +162,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         return f"Sites of that step: {', '.join(site_ids_of_step(records, 'train', epoch=epoch, step=step, **where))}"
 
     callbacks.insert(0, SkipNonFinite(explain=sites_of) if on_nan == "skip" else StopOnNonFiniteLoss())
-    same = {**same, **settings, "seed": seed, "on_nan": on_nan, "records": hash_shards(records)}
+    same = {**same, **settings, "seed": seed, "records": hash_shards(records)}
     checkpoints = Path(distribution.first(lambda: (output / CHECKPOINTS).resolve()))  # of which all processes go on
     if not checkpoints.is_dir():
         raise ValueError(
@@ -180,7 +180,9 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
         for part in run.parts(epochs):
             model.fit(read_train(**part.start), epochs=part.epochs, **common)
     except NonFiniteLossError as error:
-        raise SystemExit(f"{error}\n{sites_of(error.epoch, error.step)}") from error
+        can_skip = on_nan == "stop" and same["method"] not in SOFTMAX
+        hint = "\nWith --resume --on-nan skip the job goes on, and leaves such steps out." if can_skip else ""
+        raise SystemExit(f"{error}\n{sites_of(error.epoch, error.step)}{hint}") from error
     except Exception as error:
         if not run.asked_to_leave:
             raise

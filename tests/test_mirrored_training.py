@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_abra import fit_arguments
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.models import ABRAModel
 from tests import replicas as on
@@ -53,6 +54,19 @@ def test_data_that_the_strategy_has_divided_already():
         model.fit(data, verbose=0)
     assert np.isfinite(model.fit(data, steps_per_epoch=2, verbose=0).history["loss"]).all()
     assert keras.ops.convert_to_numpy(model.ramp.progress)[1] == 1
+
+
+@pytest.mark.parametrize("samples, batch, left", [(13, 8, 5), (14, 8, 6), (9, 16, 9)])
+def test_batches_that_leave_a_replica_without_a_sample_are_refused_before_training(samples, batch, left):
+    model, (x, y) = compiled(on.mirrored(4)), tiny_batch(samples)
+    message = f"4 replicas needs a sample .* {samples} samples in batches of {batch}, of which one has {left}"
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, batch_size=batch, verbose=0)
+    parts = next(iter(on.mirrored(4).experimental_distribute_dataset(on.pipeline(x, y, left))))
+    parts = on.mirrored(4).experimental_local_results(parts[1])
+    assert min(int(part.shape[0]) for part in parts) == 0  # so TensorFlow divides them
+    arguments = fit_arguments.bind(keras.Model.fit, (model, *tiny_batch(15)), {"batch_size": 8})
+    fit_arguments.check(model, arguments)
 
 
 def test_no_batch_is_looked_at_before_the_first_epoch():

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_abra import ABRAModel, ResumableRun, resumable_run, run_state
+from keras_abra import ABRAModel, ResumableRun, callback_state, resumable_run, run_state
 from tests.processes import ROOT, xla_flags
 from tfrecords import build_records, write_screen
 
@@ -668,6 +668,60 @@ def test_steps_left_out_are_counted_on(tmp_path):
         fit(tmp_path, stop=3)
     with pytest.raises(NonFiniteLossError, match="finite 3 steps in a row, the last in epoch 0, step 3"):
         fit(tmp_path)
+
+
+def test_a_run_that_stopped_at_a_step_that_is_not_finite_goes_on_without_such_steps(tmp_path):
+    from keras_abra import NonFiniteLossError, SkipNonFinite
+    from tests.test_skip_non_finite import Batches, batches, compiled
+
+    def fit(found, epochs, *more):
+        run = ResumableRun(tmp_path / "c", callbacks=[keras.callbacks.CSVLogger(tmp_path / "history.csv"), *more])
+        try:
+            return compiled().fit(Batches(found), epochs=epochs, verbose=0, shuffle=False, callbacks=[run]).history
+        finally:
+            run.close()
+
+    fit(batches(bad=()), 1)
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+        fit(batches(), 3)
+    with pytest.warns(UserWarning, match="in epoch 1, step 1"):
+        history = fit(batches(), 3, SkipNonFinite())
+    assert np.isfinite(history["loss"]).all() and len(history["loss"]) == 3 and history["skipped"] == [1, 1]
+    assert pd.read_csv(tmp_path / "history.csv")["epoch"].tolist() == [0, 1, 2]
+
+
+def test_callbacks_see_the_epochs_of_the_run_inside_its_parts_too(tmp_path):
+    class Seen(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append((epoch, self.params["epochs"]))
+
+    def fit(*more):
+        run = ResumableRun(tmp_path, every=1, callbacks=[Seen()])
+        for part in run.parts(3):
+            data = Batches(part.start["first_step"])
+            plain_model().fit(data, epochs=part.epochs, verbose=0, shuffle=False, callbacks=[run, *more])
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(Interrupt(1, 1))
+    fit()
+    assert seen == [(0, 3), (1, 3), (1, 3), (2, 3)]
+
+
+def test_of_several_processes_the_first_alone_writes_the_files_of_callbacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(resumable_run.backend, "process_index", lambda: 1)
+    best = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras", "loss", save_best_only=True)
+    stop = keras.callbacks.EarlyStopping("loss", patience=9)
+    callbacks = [best, keras.callbacks.CSVLogger(tmp_path / "history.csv"), stop]
+    plain_model().fit(*arrays(), **FIT, epochs=2, callbacks=[ResumableRun(tmp_path / "c", callbacks=callbacks)])
+    assert [*tmp_path.iterdir()] == [] and np.isfinite(stop.best)
+
+
+def test_an_argument_that_changes_in_its_middle_is_state():
+    values = {"sums": np.zeros(2000)}
+    before = callback_state._plain(values)
+    values["sums"][1000] = 1
+    assert callback_state._plain(values) != before == callback_state._plain({"sums": np.zeros(2000)})
 
 
 def test_every_needs_the_parts_of_a_run(tmp_path):

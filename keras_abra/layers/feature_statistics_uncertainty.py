@@ -207,6 +207,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
                 f"`{self.name}` needs feature maps (batch, height, width, channels) with known channels. "
                 f"Received: input shape {tuple(input_shape)}"
             )
+        if keras.config.image_data_format() == "channels_first":
+            raise ValueError(f"`{self.name}` takes the last axis for channels. Received: 'channels_first'")
         self.channels = input_shape[-1]
         if self.structure == "domain":
             rows = self.num_experiments

@@ -306,6 +306,21 @@ def test_data_without_length_needs_a_number_of_steps():
         compiled(warmup=0.1).fit((x, y) for _ in range(2))
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of torch")
+def test_a_loader_of_a_stream_has_no_length():
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            x, y = tiny_batch()
+            yield from zip(x["image"], y, strict=True)
+
+    with pytest.raises(ValueError, match="this data does not tell its length"):
+        compiled(warmup=0.1).fit(DataLoader(Stream(), batch_size=4), verbose=0)
+    history = compiled(warmup=0.0).fit(DataLoader(Stream(), batch_size=4), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
 # Bad input.
 
 

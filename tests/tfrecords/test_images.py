@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,8 +103,12 @@ def test_the_centre_is_cut_out_before_resizing(rgb, tmp_path):
 
 def test_a_file_of_several_channels_is_decoded_once_wherever_it_is_named(rgb, tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(images, "decode_file", lambda path, *args: decoded.append(path.name) or right(path, *args))
-    right = decode_file
+
+    def decode(path, wanted):
+        decoded.append(os.path.basename(path))
+        return decode_file(path, wanted)
+
+    monkeypatch.setattr(images, "decode_file", decode)
     Image.fromarray(rgb[..., 0]).save(tmp_path / "other.png")
     places = [("B02_s1.png", 2), ("other.png", None), ("B02_s1.png", 0)]
     monkeypatch.setattr(images, "channel_files", lambda path, channels: places)

@@ -260,7 +260,6 @@ def test_the_order_of_steps_can_be_named_for_each_composition(records_tree):
 
 
 def test_controls_that_are_shown_need_no_label(release, edit_table, tmp_path):
-
     def without(table):
         treated = table["well_type"] != "negative_control"
         return table.assign(sirna=table["sirna"].where(treated, ""), sirna_id=table["sirna_id"].where(treated))
@@ -271,8 +270,6 @@ def test_controls_that_are_shown_need_no_label(release, edit_table, tmp_path):
     assert list_sites(tmp_path / "records", "train", BOTH)["label"].isna().any()
     for _, labels, weights in read_records(tmp_path / "records", "train", training=True, **options):
         assert (labels.numpy() >= 0).all() and (weights.numpy() == 0).sum() == 1
-    with pytest.raises(ValueError, match="has no controls to show. Read with .* and without labelled_only"):
-        read_records(tmp_path / "records", "train", labelled_only=True, **options)
 
 
 def test_evaluate_over_padded_batches_is_exact(records_tree):
