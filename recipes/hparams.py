@@ -19,6 +19,7 @@ ABRA = {
     "alignment_weight": 1.0,
     "cutmix_alpha": 1.0,  # of the Beta distribution of the boxes' area, as published
     "normalize": "image",
+    "weights": None,  # that the backbone begins with, see weights.py
     "patience": None,  # epochs without a better accuracy on val after which training ends
 }
 # The embedded screen: learning rate, decay, epochs and batch are those chosen for ERM before ABRA was run on it
@@ -81,7 +82,8 @@ def read_hparams(file, settings):
         good = isinstance(value, int | float if float in kinds else int if int in kinds else str)
         good = good and not isinstance(value, bool) and not (name in COUNTED and value < 1)
         if name == "stages":
-            expected, good = "a list of names of layers", isinstance(value, list)
+            good = isinstance(value, list) and all(isinstance(layer, str) for layer in value)
+            expected = "a list of names of layers"
         if not good and not (value is None and type(None) in kinds):
             raise ValueError(f"--hparams {file}: {name} must be {expected}; found {value!r}.")
     try:

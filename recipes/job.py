@@ -145,7 +145,8 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
     callbacks = [keras.callbacks.CSVLogger(output / "history.csv")]
     validation = None
     if "val" not in splits:
-        print("No epoch can be chosen: val has no sites that are scored. The last epoch's weights are kept.")
+        early = ", and training does not end early" if settings["patience"] else ""
+        print(f"No epoch can be chosen: val has no sites that are scored. The last epoch's weights are kept{early}.")
     else:
         validation = read_records(records, "val", labelled_only=True, **options)
         validation = label_alike(validation, same, len(class_names(records, options["kinds"])))

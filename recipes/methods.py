@@ -1,11 +1,13 @@
 """The contenders of `rxrx1.py`: one backbone and neck, five ways to train them."""
 
+import functools
 import inspect
 
 import keras
 import tensorflow as tf
 from backbones import tiny_resnet
 from distribution import functional
+from weights import check_weights, with_weights
 
 from keras_abra import ABRAModel, cut_backbone, embedding_neck, valid_cuts
 from keras_abra.layers import FeatureStatisticsUncertainty
@@ -87,11 +89,23 @@ def make_alignment(kind, weight):
 
 
 def make_backbone(name, shape, weights=None):
+    """The named backbone for images of a shape, with the weights of `weights.with_weights`."""
+    return with_weights(functools.partial(_make, name), shape, weights)
+
+
+def _make(name, shape, weights):
     if name == "tiny_resnet":
+        if weights is not None:
+            raise ValueError("tiny_resnet has weights of earlier jobs alone")
         return tiny_resnet(shape)
     make = getattr(keras.applications, name)
     plain = {"include_preprocessing": False} if "include_preprocessing" in inspect.signature(make).parameters else {}
     return make(include_top=False, weights=weights, input_shape=shape, **plain)  # images come standardized
+
+
+def check_backbone_weights(name, weights, channels=None):
+    """Refuses weights that are not of the backbone, see `weights.check_weights`."""
+    check_weights(functools.partial(_make, name), weights, name, channels)
 
 
 def with_dsu(backbone, stages):

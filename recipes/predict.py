@@ -6,8 +6,9 @@
 RECORDS is a folder of `python -m tfrecords.build`, or `records` in the output folder of a job. Class names, and what
 images are standardized by, are those of the job that trained the model (its `metrics.json`): the records may be of some
 of its compounds, or have no labels. `--ada-bn` gives the batch normalizations the statistics of each experiment in turn
-(`keras_abra.ada_bn`), without labels. Writes one row a site with the five most probable classes, and prints the
-accuracy where labels are known. One process, one device.
+(`keras_abra.ada_bn`), without labels. Writes one row a site with the five most probable classes, with `--embeddings
+FILE` another table with the embedding that the classes are told by (of length 1), and prints the accuracy where labels
+are known. One process, one device.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,7 +26,7 @@ import numpy as np
 import pandas as pd
 from job import as_command, folder_or_url, images_of, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
-from scores import predictions_table, print_scores, score_labelled
+from scores import describe_sites, predictions_table, print_scores, score_labelled
 
 from keras_abra import ada_bn
 from tfrecords import class_names, list_sites, read_manifest, read_records
@@ -33,10 +35,13 @@ from tfrecords.manifest import channel_names
 
 def main(argv=None):
     args = parse(argv)
-    if args.output.exists():
-        raise ValueError(f"--output {args.output} is there already. Name a new file, or remove it.")
-    if not args.output.parent.is_dir():
-        raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}.")
+    for name, file in (("output", args.output), ("embeddings", args.embeddings)):
+        if file is not None:
+            check_new(f"--{name} {file}", file)
+    if args.embeddings is not None and args.embeddings.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--embeddings {args.embeddings}: expected a name that ends in .csv or .parquet.")
+    if args.embeddings is not None and args.embeddings.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError("--embeddings: Parquet files need pyarrow: pip install pyarrow, or write a .csv file.")
     job = read_job(args.model, args.normalize)
     manifest = read_manifest(args.records)
     kinds = job["kinds"] or kinds_to_name(args.records)
@@ -51,11 +56,12 @@ def main(argv=None):
             f"WARNING: the model was trained on images of {job['images']}, and these records have {found}. Build them "
             "with the same options, unless another microscope needs others to come to the same scale and brightness."
         )
-    normalize = normalization(args.records, args.split, job["normalize"], kinds)
     counts = list_sites(args.records, args.split, kinds)["experiment"].value_counts()
+    normalize = normalization(args.records, args.split, job["normalize"], kinds)
     if args.ada_bn and counts.min() < 2:
         raise ValueError(f"--ada-bn needs 2 sites or more of an experiment; {counts.idxmin()} has one. Leave it out.")
-    tables, logits = [], []
+    tables, logits, embeddings = [], [], []
+    embed = args.embeddings and embedder(model)
     for experiment in sorted(counts.index):
         tables.append(list_sites(args.records, args.split, kinds, experiment))
         data = read_records(
@@ -69,13 +75,14 @@ def main(argv=None):
         ).map(lambda image, *_: image)
         with ada_bn(model, data) if args.ada_bn else contextlib.nullcontext():
             logits.append(model.predict(data, verbose=0))
+            if embed:
+                embeddings.append(embed(data))
         print(f"{experiment}: {len(tables[-1])} sites", flush=True)
     sites, logits = pd.concat(tables, ignore_index=True), np.concatenate(logits)
-    temporary = args.output.with_name(args.output.name + ".tmp")
-    predictions_table(sites, args.split, logits, names).to_csv(temporary, index=False)
-    temporary.replace(args.output)
-    print(f"Written to {args.output}")
     sites["label"] = labels(sites["label"], class_names(args.records, kinds), names)
+    write_table(args.output, predictions_table(sites, args.split, logits, names))
+    if embed:
+        write_table(args.embeddings, embeddings_table(sites, args.split, np.concatenate(embeddings)))
     known = sites["label"].notna()
     if not known.all():
         print(f"Predicted, not scored: {(~known).sum()} sites without a label among the model's classes")
@@ -84,6 +91,43 @@ def main(argv=None):
     scores = {"splits": {args.split: score_labelled(sites, logits)}}
     print_scores(scores, f"{args.model}{' with AdaBN' if args.ada_bn else ''}")
     return scores
+
+
+def check_new(what, file):
+    if file.exists():
+        raise ValueError(f"{what} is there already. Name a new file, or remove it.")
+    if not file.parent.is_dir():
+        raise ValueError(f"{what}: there is no folder {file.parent}.")
+
+
+def embedder(model):
+    """Function of data that gives what the head sees, as vectors of length 1: `(sites, dim)`."""
+    if hasattr(model, "embed"):
+        return lambda data: model.embed(data, verbose=0)
+    network = keras.Model(model.input, model.layers[-1].input)
+
+    def embed(data):
+        found = network.predict(data, verbose=0).astype("float32")
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
+    return embed
+
+
+def embeddings_table(sites, split, embeddings):
+    """Which site it is, as in the predictions, and `embedding_1` and so on, one row a site."""
+    names = [f"embedding_{i + 1}" for i in range(embeddings.shape[1])]
+    return pd.concat([describe_sites(sites, split), pd.DataFrame(embeddings, columns=names)], axis=1)
+
+
+def write_table(file, table):
+    """Whole or not at all."""
+    temporary = file.with_name(file.name + ".tmp")
+    if file.suffix == ".parquet":
+        table.to_parquet(temporary, index=False)
+    else:
+        table.to_csv(temporary, index=False)
+    temporary.replace(file)
+    print(f"Written to {file}")
 
 
 def parse(argv):
@@ -95,6 +139,9 @@ def parse(argv):
     parser.add_argument("--ada-bn", action="store_true", help="batch normalizations with each experiment's statistics")
     parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
     parser.add_argument("--output", type=Path, required=True, help="new CSV file")
+    parser.add_argument(
+        "--embeddings", type=Path, help="new file (.csv, or .parquet, which needs pyarrow) of each site's embedding"
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 1 + args.ada_bn:
         parser.error(f"--batch-size must be at least {1 + args.ada_bn}; received {args.batch_size}")

@@ -48,10 +48,11 @@ from job import (
     source_of,
     write_results,
 )
-from methods import build_model, check_backbone, make_optimizer, mix_training, softmax_loss
+from methods import build_model, check_backbone, check_backbone_weights, make_optimizer, mix_training, softmax_loss
 from normalization import NORMALIZATIONS, normalization
 from output_folder import at_work, finished, make_output, refusal_leaves_nothing
 from scores import predictions_table, print_scores, score_labelled
+from weights import WEIGHTS_HELP
 
 from tfrecords import (
     build_records,
@@ -62,6 +63,7 @@ from tfrecords import (
     read_records,
     write_screen,
 )
+from tfrecords.labels import LABELS
 from tfrecords.manifest import channel_names
 from tfrecords.screen_layout import layout
 
@@ -78,6 +80,8 @@ def main(argv=None):
     if args.method != "abra":  # those of a file are where ABRA perturbs
         settings["stages"] = None
     settings.update({k: v for k, v in vars(args).items() if k in settings and v is not None})
+    if settings["weights"] == "none":
+        settings["weights"] = None
     if args.perturb_after:
         settings["stages"] = args.perturb_after
     same = {"method": args.method, "cutmix": args.cutmix, "mixed_precision": args.mixed_precision}
@@ -86,6 +90,7 @@ def main(argv=None):
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
+    check_backbone_weights(settings["backbone"], settings["weights"])
     check_on_nan(args.on_nan, args.method)
     check_of_method(args)
     distribution.say(settings["batch_size"])
@@ -180,12 +185,12 @@ def parse(argv):
         "--on-nan",
         choices=("stop", "skip"),
         default="stop",
-        help="at a loss or gradient that is not finite: stop (default), or leave it out, at most 10 in a row; not to "
-        "be changed with --resume",
+        help="at a loss or gradient that is not finite: stop (default), or leave it out, at most 10 in a row",
     )
     parser.add_argument(
         "--backbone", help="tiny_resnet or a model of keras.applications (default: tiny_resnet, ResNet50 with --data)"
     )
+    parser.add_argument("--weights", help=f"{WEIGHTS_HELP} (default)")
     parser.add_argument(
         "--perturb-after", nargs="+", metavar="LAYER", help="of abra and dsu: needed for other backbones"
     )
@@ -198,7 +203,12 @@ def parse(argv):
     parser.add_argument("--image-size", type=int, help="pixels (default: as on disk, or 256 with --data)")
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 32, or 72 with --data)")
     parser.add_argument("--hparams", type=Path, help="JSON of settings, as recipes/tune_margin.py writes it")
-    parser.add_argument("--label", help="column of the table that gives the classes (default: sirna_id)")
+    parser.add_argument(
+        "--label",
+        choices=LABELS,
+        help="what the classes are (default: sirna_id; of a screen of your own that is the column its description "
+        "calls sirna)",
+    )
     add_option(parser)
     add_mixed_precision(parser)
     args = parser.parse_args(argv)

@@ -46,10 +46,11 @@ from job import (
     source_of,
     write_results,
 )
-from methods import build_model, check_backbone, make_backbone, make_schedule, softmax_loss
+from methods import build_model, check_backbone, check_backbone_weights, make_backbone, make_schedule, softmax_loss
 from output_folder import at_work, finished, make_output, refusal_leaves_nothing
 from rxrx1 import check_data, check_left_records, is_embedded
 from scores import predictions_table, print_scores, score_labelled
+from weights import WEIGHTS_HELP
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
@@ -87,7 +88,7 @@ def main(argv=None):
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
-    check_weights(settings["backbone"], settings["weights"])
+    check_backbone_weights(settings["backbone"], settings["weights"], len(CHANNELS))
     check_on_nan(args.on_nan, args.method)
     check_of_method(args)
     distribution.say(settings["batch_size"])
@@ -188,13 +189,10 @@ def parse(argv):
         "--on-nan",
         choices=("stop", "skip"),
         default="stop",
-        help="at a loss or gradient that is not finite: stop (default), or leave it out, at most 10 in a row; not to "
-        "be changed with --resume",
+        help="at a loss or gradient that is not finite: stop (default), or leave it out, at most 10 in a row",
     )
     parser.add_argument("--backbone", help="tiny_resnet or a model of keras.applications (default: ResNet50)")
-    parser.add_argument(
-        "--weights", help="imagenet (downloaded by Keras; default for ResNet50 and such), a file, or none"
-    )
+    parser.add_argument("--weights", help=f"{WEIGHTS_HELP} (default: imagenet; of tiny_resnet, none)")
     parser.add_argument(
         "--perturb-after", nargs="+", metavar="LAYER", help="of abra and dsu: for backbones other than these"
     )
@@ -211,25 +209,10 @@ def parse(argv):
 
 
 def which_weights(asked, backbone):
-    """The `weights` of keras.applications, whose own networks alone have some."""
-    if backbone != "tiny_resnet":
-        return None if asked == "none" else asked or "imagenet"
-    if asked not in (None, "none"):
-        raise ValueError(f"--weights {asked}: tiny_resnet has none. Name a --backbone of keras.applications.")
-    return None
-
-
-def check_weights(backbone, weights):
-    """Refuses what cannot be loaded before records are built, which may take hours."""
-    if weights is None:
-        return
-    try:
-        make_backbone(backbone, (96, 96, len(CHANNELS)), weights)
-    except Exception as error:  # Keras raises a bare one where nothing can be downloaded
-        raise ValueError(
-            f"--weights {weights} cannot be loaded into {backbone} ({error}). Expected imagenet, which Keras "
-            f"downloads, a file of its weights for {len(CHANNELS)} channels, or none."
-        ) from error
+    """The weights that the backbone begins with, as text, or None; of keras.applications by default ImageNet's."""
+    if asked is None:
+        return None if backbone == "tiny_resnet" else "imagenet"
+    return None if asked == "none" else asked
 
 
 def check_records(records, embedded):

@@ -17,18 +17,26 @@ def predictions_table(sites, split, logits, names):
 
     Returns:
         pandas.DataFrame with `site_id`, `split`, `experiment`, `cell_type`, `plate`, `well`, `site` (plate and site as
-        the table of a screen of one's own has them), `sirna`, `predicted_1` .. `predicted_5` and their `probability_1`
-        .. `probability_5`.
+        the table of a screen of one's own has them), `sirna`, `label` (the name of the class, empty where none of the
+        names is known to be it: the siRNA, or what else was asked for), `predicted_1` .. `predicted_5` and their
+        `probability_1` .. `probability_5`.
     """
     probabilities = _softmax(logits)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
-    table = sites[["site_id", "experiment", "cell_type", "plate_name", "well", "site_name", "sirna"]]
-    table = table.rename(columns={"plate_name": "plate", "site_name": "site"})
-    table.insert(1, "split", split)
+    table = describe_sites(sites, split)
     names = np.asarray(names)
+    table["label"] = [None if pd.isna(label) else names[int(label)] for label in sites["label"]]
     for rank in range(order.shape[1]):
         table[f"predicted_{rank + 1}"] = names[order[:, rank]]
         table[f"probability_{rank + 1}"] = np.take_along_axis(probabilities, order[:, rank : rank + 1], 1)[:, 0]
+    return table
+
+
+def describe_sites(sites, split):
+    """The columns of `predictions_table` that say which site it is, as a new table."""
+    table = sites[["site_id", "experiment", "cell_type", "plate_name", "well", "site_name", "sirna"]]
+    table = table.rename(columns={"plate_name": "plate", "site_name": "site"})
+    table.insert(1, "split", split)
     return table
 
 
@@ -102,12 +110,19 @@ def print_scores(metrics, title=None):
         return
     cell_types = sorted({name for split in splits.values() for name in split["cell_type"]})
     if title is None:
-        title = f"{metrics['method']}, seed {metrics['seed']}; test: experiments never seen, scored once"
+        notes = {
+            "test": "test: experiments never seen, scored once",
+            "val": "val: experiments never seen, on which the epoch was chosen",
+        }
+        note = next((note for name, note in notes.items() if name in splits), "no experiment that was not trained on")
+        title = f"{metrics['method']}, seed {metrics['seed']}; {note}"
     print(f"\nAccuracy (%) of {title}")
-    print(f"{'split':8}{'sites':>8}{'accuracy':>10}{'by well':>9}" + "".join(f"{name:>8}" for name in cell_types))
+    widths = [max(8, len(name) + 2) for name in cell_types]
+    heads = "".join(f"{name:>{width}}" for name, width in zip(cell_types, widths, strict=True))
+    print(f"{'split':8}{'sites':>8}{'accuracy':>10}{'by well':>9}{heads}")
     for name, split in splits.items():
         cells = [split["cell_type"].get(c, {"accuracy": float("nan")})["accuracy"] for c in cell_types]
-        figures = "".join(f"{100 * value:8.1f}" for value in cells)
+        figures = "".join(f"{100 * value:{width}.1f}" for value, width in zip(cells, widths, strict=True))
         print(f"{name:8}{split['count']:8d}{100 * split['accuracy']:10.1f}{100 * split['well_accuracy']:9.1f}{figures}")
 
 

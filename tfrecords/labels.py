@@ -27,7 +27,10 @@ def class_map(sites, label="sirna_id", trained=True):
             train on and none at all has a label.
     """
     if label not in LABELS:
-        raise ValueError(f"Unknown label column {label!r}. Expected one of {', '.join(LABELS)}.")
+        raise ValueError(
+            f"Unknown label column {label!r}. Expected one of {', '.join(LABELS)}; a column of your own is what the "
+            "description of your screen calls `sirna`."
+        )
     known = sites[sites[label].notna()]
     if trained and not len(known):
         raise ValueError(

@@ -10,13 +10,13 @@ from tfrecords.splits import LEFT_OUT, SPLITS, natural
 
 
 def report_classes(prepared):
-    if len(prepared.classes) == 1:
-        print(
-            f"WARNING: all sites are of one class, {prepared.classes[0]['name']!r} in the column "
-            f"{prepared.options['label']!r}: there is nothing to tell apart. Fill that column, or take another label."
-        )
     sites, label = prepared.sites, prepared.options["label"]
     trained, scored = (sites[sites["split"].isin(splits)] for splits in (("train",), SPLITS[1:]))
+    if len(prepared.classes) == 1 and len(trained):
+        print(
+            f"WARNING: all sites are of one class, {prepared.classes[0]['name']!r} in the column "
+            f"{label!r}: there is nothing to tell apart. Fill that column, or take another label."
+        )
     names = {row["value"]: row["name"] for row in prepared.classes}
     unknown = scored.loc[scored[label].notna() & ~scored[label].isin(trained[label]), label]
     if len(trained) and len(unknown):

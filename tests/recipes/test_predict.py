@@ -62,15 +62,30 @@ def test_it_answers_as_the_model_does_and_by_experiment_with_ada_bn(records, tmp
     }
     assert (expected[""].argmax(1) != expected["--ada-bn"].argmax(1)).any()
     for option, logits in expected.items():
-        file = tmp_path / f"out{option}.csv"
-        scores = run(tmp_path / "model.keras", records, "--output", file, *([option] if option else []))
+        file, vectors = tmp_path / f"out{option}.csv", tmp_path / f"embeddings{option}.csv"
+        options = ["--output", file, "--embeddings", vectors, *([option] if option else [])]
+        scores = run(tmp_path / "model.keras", records, *options)
         found = pd.read_csv(file).set_index("site_id").loc[sites["site_id"]]
-        assert (found["predicted_1"] == names[logits.argmax(1)]).all()
+        assert (found["predicted_1"] == names[logits.argmax(1)]).all() and (found["label"] == names[label]).all()
+        embedded = pd.read_csv(vectors).set_index("site_id").loc[sites["site_id"]]
+        assert (embedded["well"] == found["well"]).all() and (embedded["sirna"] == found["sirna"]).all()
+        embedded = embedded.filter(like="embedding_").to_numpy()
+        assert embedded.shape == (len(sites), 6) and np.allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
+        kernel = model.head if method == "abra" else model.layers[-1]
+        again = embedded @ np.asarray(kernel.get_weights()[0])
+        if method == "abra":  # cosines
+            again /= np.linalg.norm(kernel.get_weights()[0], axis=0)
+            np.testing.assert_allclose(again * model.loss_function.scale, logits, atol=2e-3)
+        else:
+            logits = logits - kernel.get_weights()[1]
+            shares = np.linalg.norm(again, axis=1) / np.linalg.norm(logits, axis=1)
+            np.testing.assert_allclose(again, logits * shares[:, None], atol=2e-3)
+            logits = logits + kernel.get_weights()[1]
         assert scores["splits"]["test"]["accuracy"] == pytest.approx((logits.argmax(1) == label).mean())
         assert f"{100 * (logits.argmax(1) == label).mean():.1f}" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_named(records, tmp_path):
+def test_what_does_not_fit_is_named(records, tmp_path, monkeypatch):
     trained(records, tmp_path, "erm")
     model, new = tmp_path / "model.keras", tmp_path / "new.csv"
     old = tmp_path / "old.csv"
@@ -86,6 +101,12 @@ def test_what_does_not_fit_is_named(records, tmp_path):
     build_records(records.parent / "screen", tmp_path / "small", image_size=16)
     with pytest.raises(ValueError, match=r"takes images of \(24, 24, 6\), and the records have \(16, 16, 6\)"):
         run(model, tmp_path / "small", "--output", new)
+    for file, message in {"old.csv": "--embeddings .* is there already", "new.npy": "ends in .csv or .parquet"}.items():
+        with pytest.raises(ValueError, match=message):
+            run(model, records, "--output", new, "--embeddings", tmp_path / file)
+    monkeypatch.setattr(predict, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="Parquet files need pyarrow"):
+        run(model, records, "--output", new, "--embeddings", tmp_path / "new.parquet")
     (tmp_path / "moved").mkdir()
     shutil.copy(model, tmp_path / "moved")
     with pytest.raises(ValueError, match="no .*metrics.json, .* Pass --normalize"):
@@ -100,6 +121,12 @@ def test_what_does_not_fit_is_named(records, tmp_path):
         (tmp_path / "moved" / "metrics.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "moved" / "model.keras", records, "--output", new)
+    table = pd.read_csv(records.parent / "screen" / "metadata.csv")
+    shutil.copytree(records.parent / "screen", tmp_path / "untested")
+    table[table["dataset"] != "test"].to_csv(tmp_path / "untested" / "metadata.csv", index=False)
+    build_records(tmp_path / "untested", tmp_path / "no_test")
+    with pytest.raises(ValueError, match="The split 'test' is empty"):
+        run(model, tmp_path / "no_test", "--output", new)
     one = tmp_path / "one"
     shutil.copytree(records.parent / "screen", one)
     table = pd.read_csv(one / "metadata.csv")

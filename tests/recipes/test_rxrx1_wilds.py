@@ -163,9 +163,9 @@ def test_a_split_whose_controls_alone_have_labels_is_not_scored(capsys):
 
 def test_weights_are_looked_at_before_records_are_built(wilds, tmp_path):
     arguments = ("--data", wilds, "--output", tmp_path / "out", "--distribution", "none")
-    with pytest.raises(ValueError, match="--weights no.h5 cannot be loaded into ResNet50 .*file of its weights for 3"):
+    with pytest.raises(ValueError, match="--weights no.h5 cannot be loaded into ResNet50 .*a file of its weights"):
         run(*arguments, "--weights", "no.h5")
-    with pytest.raises(ValueError, match="--weights no.h5: tiny_resnet has none"):
+    with pytest.raises(ValueError, match="--weights no.h5 cannot be loaded into tiny_resnet .*earlier jobs alone"):
         run(*arguments, "--weights", "no.h5", "--backbone", "tiny_resnet")
     with pytest.raises(ValueError, match="--perturb-after is needed for ResNet101"):
         run(*arguments, "--weights", "none", "--backbone", "ResNet101", "--method", "abra")

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scores import embedding_quality, predictions_table, score
+from scores import embedding_quality, predictions_table, print_scores, score
 
 SITES = pd.DataFrame(
     {
@@ -48,3 +48,17 @@ def test_predictions_name_site_sirna_and_probability():
     assert (first["plate"], first["site"]) == ("BR7", "2")  # as the table has them
     assert (first["predicted_1"], first["predicted_2"]) == ("s2", "s1")
     assert first["probability_1"] == pytest.approx(0.6) and first["probability_2"] == pytest.approx(0.4)
+    other = SITES.assign(label=pd.array([1, None, 0], "Int64"))
+    labels = predictions_table(other, "val", LOGITS, ["control", "treated"])["label"]
+    assert labels.fillna("").tolist() == ["treated", "", "control"]
+
+
+def test_names_of_cell_types_stand_apart_and_the_title_names_what_is_there(capsys):
+    scores = {"accuracy": 0.5, "well_accuracy": 0.5, "count": 2}
+    scores["cell_type"] = {name: {"accuracy": 0.5, "count": 1} for name in ("HUVEC", "primary endothelial")}
+    print_scores({"method": "erm", "seed": 3, "splits": {"val": scores}})
+    title, head, row = capsys.readouterr().out.strip().split("\n")
+    assert title == "Accuracy (%) of erm, seed 3; val: experiments never seen, on which the epoch was chosen"
+    assert head.split() == "split sites accuracy by well HUVEC primary endothelial".split() and len(head) == len(row)
+    print_scores({"method": "erm", "seed": 3, "splits": {"id_test": scores, "val": scores, "test": scores}})
+    assert "test: experiments never seen, scored once" in capsys.readouterr().out
