@@ -2,7 +2,7 @@
 
     python recipes/tune_margin.py                                     # embedded screen, about ten minutes on two cores
     python recipes/tune_margin.py --data RXRX1 --records RECORDS      # the real screen
-    python recipes/tune_margin.py --output runs/tune-0001 --resume    # after a kill, or for more --trials
+    python recipes/tune_margin.py --resume    # and otherwise the same line again: after a kill, or for more --trials
 
 Searches with KerasTuner; the objective is the best accuracy of a training on the validation experiments (whole
 experiments; the test experiments are never read). Ends with a table of trials, a plot of margin against accuracy, the
