@@ -332,7 +332,7 @@ def test_a_finished_job_on_other_data_is_none_to_resume(tmp_path):
     assert rxrx1.main(same)["recipe"] == "rxrx1"
     for more, message in {
         ("--data", str(tmp_path / "b")): "data '.*a', now '.*b'",
-        ("--label", "compound"): "label None, now 'compound'",
+        ("--label", "cell_type"): "label None, now 'cell_type'",
     }.items():
         with pytest.raises(ValueError, match=f"holds another job, which ended: {message}"):
             rxrx1.main([*same, *more])
