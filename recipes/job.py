@@ -1,6 +1,5 @@
-"""What the jobs have in common: options, training with the epoch chosen on val, prediction, results."""
+"""What the jobs have in common: training with the epoch chosen on val, prediction, results."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -37,40 +36,6 @@ def as_command(name, main):
         sys.exit(f"{name}: error: {error}")
 
 
-def folder_or_url(text):
-    return text if is_remote(text) else Path(text)
-
-
-def at_least_0(text):
-    """An argument of the command line."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0; received {number}")
-    return number
-
-
-def add_adversary(parser):
-    """Adds the options of how ABRA perturbs."""
-    parser.add_argument(
-        "--steps", type=at_least_0, help="of abra: K, ascent steps of the adversary (default: 0, random)"
-    )
-    parser.add_argument(
-        "--structure",
-        choices=("diagonal", "low_rank"),
-        help="of abra: each statistic by its own spread, or along their covariance (default: low_rank with --steps 1 "
-        "and more, else diagonal)",
-    )
-
-
-def add_mixed_precision(parser):
-    parser.add_argument(
-        "--mixed-precision",
-        nargs="?",
-        const="float16",
-        choices=("float16", "bfloat16"),
-        help="compute in this type where it is safe (given without one: float16), variables stay float32",
-    )
-
-
 def is_built(records):
     """Whether finished records are there: to be read, not built."""
     return is_remote(records) or (records / "manifest.json").is_file()
@@ -98,25 +63,6 @@ def source_of(args):
     records = args.records if args.records is None or is_remote(args.records) else str(args.records.resolve())
     data = None if args.data is None else str(args.data.resolve())
     return {"data": data, "records": records, "label": getattr(args, "label", None)}
-
-
-def check_of_method(args):
-    """Refuses options that the method does not have."""
-    if args.steps and args.method != "abra":
-        raise ValueError(f"--steps {args.steps} is of --method abra: {args.method} has no adversary.")
-    if args.structure and args.method != "abra":
-        raise ValueError(f"--structure {args.structure} is of --method abra; received --method {args.method}.")
-    if getattr(args, "cutmix", False) and args.method in SOFTMAX:
-        raise ValueError("--cutmix is for abra, dsu and arcface: plain training on mixed images is --method cutmix.")
-    if args.perturb_after and args.method not in ("abra", "dsu"):
-        raise ValueError(f"--perturb-after is of --method abra and dsu: {args.method} perturbs nothing.")
-
-
-def check_on_nan(on_nan, method):
-    if on_nan == "skip" and method in SOFTMAX:
-        raise ValueError(
-            f"--on-nan skip is for the methods of ABRAModel; {method} trains by Keras's own step, and can stop."
-        )
 
 
 def find_sites(records, split, kinds):

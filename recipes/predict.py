@@ -24,8 +24,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pandas as pd
-from job import as_command, folder_or_url, images_of, kinds_to_name
+from job import as_command, images_of, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
+from options import folder_or_url
 from scores import describe_sites, predictions_table, print_scores, score_labelled
 
 from keras_abra import ada_bn

@@ -30,16 +30,11 @@ if not sys.stderr.isatty():
 
 import keras
 from distribution import add_option, as_saved, distribute
-from hparams import COUNTED, EMBEDDED, REAL, read_hparams
+from hparams import EMBEDDED, REAL, read_hparams
 from job import (
-    add_adversary,
-    add_mixed_precision,
     as_command,
-    check_of_method,
-    check_on_nan,
     find_sites,
     fit,
-    folder_or_url,
     images_of,
     is_built,
     kinds_to_name,
@@ -50,9 +45,17 @@ from job import (
 )
 from methods import build_model, check_backbone, check_backbone_weights, make_optimizer, mix_training, softmax_loss
 from normalization import NORMALIZATIONS, normalization
+from options import (
+    add_adversary,
+    add_mixed_precision,
+    add_training,
+    check_numbers,
+    check_of_method,
+    check_on_nan,
+    folder_or_url,
+)
 from output_folder import at_work, finished, make_output, refusal_leaves_nothing
 from scores import predictions_table, print_scores, score_labelled
-from weights import WEIGHTS_HELP
 
 from tfrecords import (
     build_records,
@@ -169,9 +172,6 @@ def parse(argv):
         help="folder of TFRecords to keep or reuse, or URL of one (default: in the output folder)",
     )
     parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1-0001 and so on, here)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
-    )
     parser.add_argument("--method", choices=("abra", "dsu", "arcface", "cutmix", "erm"), default="abra")
     parser.add_argument(
         "--cutmix", action="store_true", help="train abra, dsu or arcface on images mixed by CutMix, as cutmix is"
@@ -179,20 +179,7 @@ def parse(argv):
     add_adversary(parser)
     parser.add_argument("--epochs", type=int, help="default: 45, or 90 with --data")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of weights, order and noise; the embedded screen stays the same"
-    )
-    parser.add_argument(
-        "--on-nan",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a loss or gradient that is not finite: stop (default), or leave it out, at most 10 in a row",
-    )
-    parser.add_argument(
         "--backbone", help="tiny_resnet or a model of keras.applications (default: tiny_resnet, ResNet50 with --data)"
-    )
-    parser.add_argument("--weights", help=f"{WEIGHTS_HELP} (default)")
-    parser.add_argument(
-        "--perturb-after", nargs="+", metavar="LAYER", help="of abra and dsu: needed for other backbones"
     )
     parser.add_argument(
         "--normalize",
@@ -209,14 +196,11 @@ def parse(argv):
         help="what the classes are (default: sirna_id; of a screen of your own that is the column its description "
         "calls sirna)",
     )
+    add_training(parser, "none")
     add_option(parser)
     add_mixed_precision(parser)
     args = parser.parse_args(argv)
-    if not 0 <= args.seed < 2**31:
-        parser.error(f"--seed must lie in [0, 2**31); received {args.seed}")
-    for name in COUNTED[:3]:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
+    check_numbers(parser, args, ("epochs", "image_size", "batch_size"))
     return args
 
 

@@ -30,27 +30,20 @@ import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
 from hparams import EMBEDDED, REAL
-from job import (
+from job import as_command, find_sites, fit, images_of, is_built, predict, say_unlabelled, source_of, write_results
+from methods import build_model, check_backbone, check_backbone_weights, make_backbone, make_schedule, softmax_loss
+from options import (
     add_adversary,
     add_mixed_precision,
-    as_command,
+    add_training,
+    check_numbers,
     check_of_method,
     check_on_nan,
-    find_sites,
-    fit,
     folder_or_url,
-    images_of,
-    is_built,
-    predict,
-    say_unlabelled,
-    source_of,
-    write_results,
 )
-from methods import build_model, check_backbone, check_backbone_weights, make_backbone, make_schedule, softmax_loss
 from output_folder import at_work, finished, make_output, refusal_leaves_nothing
 from rxrx1 import check_data, check_left_records, is_embedded
 from scores import predictions_table, print_scores, score_labelled
-from weights import WEIGHTS_HELP
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
@@ -178,33 +171,16 @@ def parse(argv):
     parser.add_argument("--data", type=Path, help="RxRx1-WILDS, RxRx1 or Kaggle folder, or `embedded` (default)")
     parser.add_argument("--records", type=folder_or_url, help="folder of TFRecords to keep or reuse, or URL of one")
     parser.add_argument("--output", type=Path, help="new or empty folder (default: runs/rxrx1_wilds-0001 and so on)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the job that was stopped in --output, if there is one"
-    )
     parser.add_argument("--method", choices=("erm", "arcface", "dsu", "abra"), default="erm")
     add_adversary(parser)
     parser.add_argument("--epochs", type=int, help="default: 90, or 30 on the embedded screen")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--on-nan",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a loss or gradient that is not finite: stop (default), or leave it out, at most 10 in a row",
-    )
     parser.add_argument("--backbone", help="tiny_resnet or a model of keras.applications (default: ResNet50)")
-    parser.add_argument("--weights", help=f"{WEIGHTS_HELP} (default: imagenet; of tiny_resnet, none)")
-    parser.add_argument(
-        "--perturb-after", nargs="+", metavar="LAYER", help="of abra and dsu: for backbones other than these"
-    )
     parser.add_argument("--batch-size", type=int, help="global, over all devices (default: 72)")
+    add_training(parser, "imagenet; of tiny_resnet, none")
     add_option(parser)
     add_mixed_precision(parser)
     args = parser.parse_args(argv)
-    if not 0 <= args.seed < 2**31:
-        parser.error(f"--seed must lie in [0, 2**31); received {args.seed}")
-    for name in ("epochs", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
+    check_numbers(parser, args, ("epochs", "batch_size"))
     return args
 
 
