@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import inspect
 import os
 import types
@@ -22,7 +23,9 @@ _WATCHERS = ("StopOnNonFiniteLoss", "SkipNonFinite")  # of which a run may have 
 
 def read_arguments(callbacks):
     """Constructor's arguments of callbacks as they are now, by `id`, to see later which of them have become state."""
-    return {id(c): {k: _plain(v) for k, v in vars(c).items() if k in _arguments(c)} for c in callbacks}
+    return {
+        id(c): {k: _plain(v) for k, v in vars(c).items() if k in _arguments(c) and k not in _FOREIGN} for c in callbacks
+    }
 
 
 def read_callbacks(callbacks, arguments):
@@ -45,14 +48,13 @@ def read_callbacks(callbacks, arguments):
         state, given = {}, arguments.get(id(callback))
         own = not type(callback).__module__.startswith("keras.")
         for name, value in vars(callback).items():
-            unchanged = given is None or given.get(name) == _plain(value)
-            if (
-                name in _FOREIGN
-                or (name in _arguments(callback) and unchanged)
-                # Keras changes some of its own: `min_delta`'s sign, again in each process.
-                or (name in _arguments_of_keras(callback) and (not own or unchanged or name == "min_delta"))
-            ):
+            if name in _FOREIGN:
                 continue
+            if name in _arguments(callback) or name in _arguments_of_keras(callback):
+                unchanged = given is None or given.get(name) == _plain(value)
+                # Keras changes some of its own: `min_delta`'s sign, again in each process.
+                if unchanged or (name in _arguments_of_keras(callback) and (not own or name == "min_delta")):
+                    continue
             try:
                 state[name] = encode(value, arrays, f"callback-{i}-{name}")
             except TypeError:
@@ -152,7 +154,7 @@ def _plain(value):
     if isinstance(value, keras.Variable):
         value = keras.ops.convert_to_numpy(value.value)
     if isinstance(value, np.ndarray):
-        return repr((value.shape, value.dtype, value.tobytes()))
+        return repr((value.shape, value.dtype, hashlib.sha256(value.tobytes()).hexdigest()))
     if isinstance(value, np.random.Generator):
         return repr(value.bit_generator.state)
     if not isinstance(value, _CONTAINERS):

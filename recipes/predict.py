@@ -39,6 +39,8 @@ def main(argv=None):
     for name, file in (("output", args.output), ("embeddings", args.embeddings)):
         if file is not None:
             check_new(f"--{name} {file}", file)
+    if args.embeddings == args.output:
+        raise ValueError(f"--output and --embeddings are one file, {args.output}. Name two.")
     if args.embeddings is not None and args.embeddings.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--embeddings {args.embeddings}: expected a name that ends in .csv or .parquet.")
     if args.embeddings is not None and args.embeddings.suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -81,9 +83,10 @@ def main(argv=None):
         print(f"{experiment}: {len(tables[-1])} sites", flush=True)
     sites, logits = pd.concat(tables, ignore_index=True), np.concatenate(logits)
     sites["label"] = labels(sites["label"], class_names(args.records, kinds), names)
-    write_table(args.output, predictions_table(sites, args.split, logits, names))
+    write_table(args.output, predictions_table(sites, args.split, logits, names).to_csv)
     if embed:
-        write_table(args.embeddings, embeddings_table(sites, args.split, np.concatenate(embeddings)))
+        table = embeddings_table(sites, args.split, np.concatenate(embeddings))
+        write_table(args.embeddings, table.to_parquet if args.embeddings.suffix == ".parquet" else table.to_csv)
     known = sites["label"].notna()
     if not known.all():
         print(f"Predicted, not scored: {(~known).sum()} sites without a label among the model's classes")
@@ -120,13 +123,10 @@ def embeddings_table(sites, split, embeddings):
     return pd.concat([describe_sites(sites, split), pd.DataFrame(embeddings, columns=names)], axis=1)
 
 
-def write_table(file, table):
-    """Whole or not at all."""
+def write_table(file, write):
+    """Whole or not at all, by a method of a table."""
     temporary = file.with_name(file.name + ".tmp")
-    if file.suffix == ".parquet":
-        table.to_parquet(temporary, index=False)
-    else:
-        table.to_csv(temporary, index=False)
+    write(temporary, index=False)
     temporary.replace(file)
     print(f"Written to {file}")
 
@@ -141,7 +141,9 @@ def parse(argv):
     parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
     parser.add_argument("--output", type=Path, required=True, help="new CSV file")
     parser.add_argument(
-        "--embeddings", type=Path, help="new file (.csv, or .parquet, which needs pyarrow) of each site's embedding"
+        "--embeddings",
+        type=Path,
+        help="new file (.csv, or .parquet, which needs pyarrow) of each site's embedding; takes a second pass",
     )
     args = parser.parse_args(argv)
     if args.batch_size < 1 + args.ada_bn:

@@ -88,7 +88,7 @@ def main(argv=None):
     if args.perturb_after:
         settings["stages"] = args.perturb_after
     same = {"method": args.method, "cutmix": args.cutmix, "mixed_precision": args.mixed_precision}
-    asked = {"recipe": "rxrx1", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
+    asked = {"recipe": "rxrx1", "seed": args.seed, "backend": keras.backend.backend()}
     asked |= same | settings | source_of(args)
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics

@@ -76,7 +76,7 @@ def main(argv=None):
         settings["stages"] = args.perturb_after
     settings["weights"] = which_weights(args.weights, settings["backbone"])
     same = {"method": args.method, "mixed_precision": args.mixed_precision}
-    asked = {"recipe": "rxrx1_wilds", "seed": args.seed, "backend": keras.backend.backend(), "on_nan": args.on_nan}
+    asked = {"recipe": "rxrx1_wilds", "seed": args.seed, "backend": keras.backend.backend()}
     asked |= same | settings | source_of(args)
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics

@@ -37,7 +37,7 @@ def with_weights(make, shape, weights):
         return make(shape, weights)
     backbone = make(shape, None)
     if is_model(weights):
-        return _copy(_layers_of(weights), backbone, f"{weights} is no model with the same backbone")
+        return _copy(_with_weights(_load(weights)), backbone, f"{weights} is no model with the same backbone")
     try:
         return make(shape, weights)
     except ValueError:  # they may be of three channels
@@ -51,15 +51,13 @@ def check_weights(make, weights, name, channels):
     Args:
         make, weights: as for `with_weights`.
         name: of the backbone.
-        channels: of the images, if they are known; else 3, or those of a whole model.
+        channels: of the images; None if that is not known yet.
     """
     if weights is None:
         return
     try:
-        if is_model(weights):
-            _layers_of(weights)
-        else:
-            with_weights(make, (96, 96, channels or 3), weights)
+        channels = channels or (_load(weights).input_shape[-1] if is_model(weights) else 6)
+        with_weights(make, (96, 96, channels), weights)
     except Exception as error:  # Keras raises a bare one where nothing can be downloaded
         raise ValueError(
             f"--weights {weights} cannot be loaded into {name} ({error}). Expected imagenet, which Keras downloads for "
@@ -67,15 +65,15 @@ def check_weights(make, weights, name, channels):
         ) from error
 
 
-def _layers_of(file):
-    """Those with weights of a job's model: of its backbone, or of all where that does not stand by itself."""
+def _load(file):
+    """The backbone of a job's model, or all of it where that does not stand by itself."""
     if not Path(file).is_file():
         raise ValueError(f"{file} is no file")
     try:
         model = keras.models.load_model(file, compile=False)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is no model that can be loaded: {error}") from error
-    return _with_weights(getattr(model, "backbone", model))
+    return getattr(model, "backbone", model)
 
 
 def _with_weights(model):

@@ -72,8 +72,8 @@ def _is_whole(path, size):
 def _fill(path, size, source, share, alone):
     for left in path.parent.glob(f".{path.name}.*.tmp") if alone else ():  # by processes that were killed
         left.unlink(missing_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
+    total, _, free = shutil.disk_usage(path.parent)
+    if total and free < size:  # some file systems do not tell
         raise OSError(
             errno.ENOSPC,
             f"The cache {path.parent} needs {size / 1e9:,.1f} GB for {share.stop - share.start:,} images, and has "

@@ -79,7 +79,8 @@ def find_newer(source, paths, channels, moment):
         moment: seconds since the epoch, by the clock that the files' times are of.
 
     Returns:
-        List of str: the files, below the source, in the order of `paths`. One that is gone is not among them.
+        List of str: the files, below the source, in the order of `paths`. One that is gone, or cannot be asked, is not
+        among them.
     """
     files = [*dict.fromkeys(file for path in paths for file, _ in channel_files(path, channels))]
     stamps = zip(files, _stamps(source, files), strict=True)

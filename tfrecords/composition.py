@@ -174,8 +174,8 @@ def batches_with_controls(controls):
     """Every batch is of one plate: treatments, and among them some controls of the plate as context.
 
     The controls have weight 0 in the batch, by which they are known. They are spread evenly over it, so that each
-    replica or worker has its share, and taken in turn; a plate with fewer repeats them. They need no label: those
-    without one have the label 0. Read with `kinds=("treatment", "control")`.
+    replica or worker has its share, and taken in turn; a plate with fewer repeats them. They need no label: to
+    train on, those without one have the label 0. Read with `kinds=("treatment", "control")`.
 
     Args:
         controls: number of controls in each batch; the rest of `batch_size` are treatments.

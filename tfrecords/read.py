@@ -101,7 +101,8 @@ def read_records(
         tf.data.Dataset with known cardinality of (images `(batch, height, width, channels)`, int32 labels `(batch,)`),
         and float32 weights `(batch,)` with `pad` or controls as context. Scored sites have equal weights whose mean
         over an epoch, with the zeros, is 1: Keras divides a loss by the size of the batch and not by its weights.
-        Labels index `class_names`; an unknown one is -1 and allowed with `metadata` only.
+        Labels index `class_names`; an unknown one is -1 and allowed with `metadata` only, or 0 of a control that is
+        context.
 
     Raises:
         ValueError: if the folder is not whole, nothing matches, or the options do not fit together. While iterating, a

@@ -104,6 +104,8 @@ def test_what_does_not_fit_is_named(records, tmp_path, monkeypatch):
     for file, message in {"old.csv": "--embeddings .* is there already", "new.npy": "ends in .csv or .parquet"}.items():
         with pytest.raises(ValueError, match=message):
             run(model, records, "--output", new, "--embeddings", tmp_path / file)
+    with pytest.raises(ValueError, match="--output and --embeddings are one file"):
+        run(model, records, "--output", new, "--embeddings", new)
     monkeypatch.setattr(predict, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="Parquet files need pyarrow"):
         run(model, records, "--output", new, "--embeddings", tmp_path / "new.parquet")

@@ -316,7 +316,6 @@ def test_a_finished_job_of_other_options_is_none_to_resume(tmp_path):
         ("--epochs", "900"): "epochs 45, now 900",
         ("--normalize", "image"): "normalize 'plate', now 'image'",
         ("--mixed-precision",): "mixed_precision None, now 'float16'",
-        ("--on-nan", "skip"): "on_nan 'stop', now 'skip'",
     }.items():
         with pytest.raises(ValueError, match=f"holds another job, which ended: {message}"):
             rxrx1.main([*same, *more])

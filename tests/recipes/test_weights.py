@@ -33,6 +33,8 @@ def test_weights_of_three_channels_serve_six(tmp_path):
     np.testing.assert_allclose(six.predict(np.repeat(grey, 6, axis=3), verbose=0), expected, atol=1e-5)
     np.testing.assert_array_equal(make_backbone(name, (32, 32, 3), str(file)).get_weights()[0], rgb.get_weights()[0])
     six.save_weights(tmp_path / "six.weights.h5")  # of as many channels as the images: as they are
+    for weights in (file, tmp_path / "six.weights.h5"):
+        check_backbone_weights(name, str(weights))
     again = make_backbone(name, (32, 32, 6), str(tmp_path / "six.weights.h5"))
     for found, weight in zip(again.get_weights(), six.get_weights(), strict=True):
         np.testing.assert_array_equal(found, weight)
@@ -45,6 +47,8 @@ def test_weights_of_another_backbone_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"its 'stem_conv' has weights of shapes .*5, 6, 16.*, and .* .*5, 4"):
         make_backbone("tiny_resnet", (24, 24, 4), str(tmp_path / "model.keras"))
     check_backbone_weights("tiny_resnet", str(tmp_path / "model.keras"))
+    with pytest.raises(ValueError, match="cannot be loaded into MobileNetV2 .*is no model with the same backbone"):
+        check_backbone_weights("MobileNetV2", str(tmp_path / "model.keras"))
     (tmp_path / "other.keras").write_text("no model")
     for file, message in (("none.keras", "none.keras is no file"), ("other.keras", "no model that can be loaded")):
         with pytest.raises(ValueError, match=f"--weights .*{file} cannot be loaded into tiny_resnet .*{message}"):

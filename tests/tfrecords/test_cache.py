@@ -1,6 +1,5 @@
 import gc
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def test_a_place_for_the_cache_that_is_none_is_refused(records, cache, message):
 
 
 def test_a_disk_that_is_too_small_is_said_before_it_is_filled(records, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: (9000, 8000, 1000))
     with pytest.raises(OSError, match=r"The cache .*here needs 0.0 GB for 4 images, and has 0.0 GB free. Make space"):
         read_records(records, "train", batch_size=3, cache=tmp_path / "here")
     assert not [*(tmp_path / "here").glob("*.tfrecord")]
