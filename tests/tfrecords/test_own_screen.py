@@ -342,7 +342,7 @@ def test_missing_files_are_reported_by_channel_and_a_rebuild_continues(own, tmp_
 def test_a_label_that_is_one_for_all_sites_is_pointed_out(own, tmp_path, capsys):
     build_records(own, tmp_path / "records", screen=SCREEN, label="cell_type")
     assert "WARNING: all sites are of one class, 'unknown' in the column 'cell_type'" in capsys.readouterr().out
-    tested = SCREEN | {"splits": {"test": sorted(set(own_table()["Day"]))}}
+    tested = SCREEN | {"splits": {"test": sorted(set(own_table()["Batch"]))}}
     build_records(own, tmp_path / "to_predict", screen=tested, label="cell_type")
     assert "of one class" not in capsys.readouterr().out
 
