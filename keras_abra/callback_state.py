@@ -68,11 +68,11 @@ def describe_callbacks(callbacks):
     """Class of each, and what it watches: without these the best value so far means nothing."""
     return [
         {type(c).__name__: {k: v for k, v in vars(c).items() if k in ("monitor", "mode") and k in _arguments(c)}}
-        for c in _watched(callbacks)
+        for c in _without_watchers(callbacks)
     ]
 
 
-def _watched(callbacks):
+def _without_watchers(callbacks):
     return [c for c in callbacks if type(c).__name__ not in _WATCHERS]
 
 
@@ -81,7 +81,7 @@ def set_callbacks(callbacks, states, arrays):
     watchers = {stored["class"]: stored for stored in states if stored["class"] in _WATCHERS}
     pairs = [(c, watchers[name]) for c in callbacks if (name := type(c).__name__) in watchers]
     rest = [stored for stored in states if stored["class"] not in _WATCHERS]
-    for callback, stored in [*pairs, *zip(_watched(callbacks), rest, strict=True)]:
+    for callback, stored in [*pairs, *zip(_without_watchers(callbacks), rest, strict=True)]:
         for name, value in stored["state"].items():
             held = getattr(callback, name, None)
             if isinstance(held, keras.Variable):
@@ -101,7 +101,7 @@ def settle_direction(callbacks):
 def callback_files(callbacks):
     """Files that callbacks keep writing, by name: the table of a `CSVLogger`, the one file of a `ModelCheckpoint`."""
     files = {}
-    for i, callback in enumerate(_watched(callbacks)):
+    for i, callback in enumerate(_without_watchers(callbacks)):
         if isinstance(callback, keras.callbacks.CSVLogger):
             files[f"{i}-csv"] = Path(callback.filename)
         elif isinstance(callback, keras.callbacks.ModelCheckpoint) and "{" not in callback.filepath:
@@ -117,7 +117,7 @@ def writes_file(callback):
 def restore_files(callbacks, stored):
     """Puts the files of `callback_files` back as they were; a table is opened again at its end."""
     for name, path in callback_files(callbacks).items():
-        callback = _watched(callbacks)[int(name.split("-")[0])]
+        callback = _without_watchers(callbacks)[int(name.split("-")[0])]
         table = isinstance(callback, keras.callbacks.CSVLogger)
         if table and callback.csv_file is not None:
             callback.csv_file.close()

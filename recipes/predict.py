@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from job import as_command, images_of, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
 from options import folder_or_url
 from scores import describe_sites, predictions_table, print_scores, score_labelled
+from weights import load_model
 
 from keras_abra import ada_bn
 from tfrecords import class_names, list_sites, read_manifest, read_records
@@ -172,12 +172,7 @@ def read_job(model, normalize):
 
 def load(file, shape, job):
     """The model, if it takes such images, and the names of its classes."""
-    if not file.is_file():
-        raise ValueError(f"{file} is no file. Expected the model.keras of a job that ended.")
-    try:
-        model = keras.models.load_model(file, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is no model that can be loaded: {error}") from error
+    model = load_model(file)
     found = tuple(model.backbone.input_shape[1:] if hasattr(model, "backbone") else model.input_shape[1:])
     if len(found) != len(shape) or any(a not in (None, b) for a, b in zip(found, shape, strict=True)):
         raise ValueError(f"{file} takes images of {found}, and the records have {shape}.")

@@ -93,7 +93,9 @@ def main(argv=None):
     if metrics := distribution.first(lambda: finished(args.output, args.resume, asked)):
         return metrics
     check_backbone(settings["backbone"], args.method, settings["stages"])
-    check_backbone_weights(settings["backbone"], settings["weights"])
+    built = args.records is not None and is_built(args.records)
+    channels = read_manifest(args.records)["image_shape"][-1] if built else None
+    check_backbone_weights(settings["backbone"], settings["weights"], channels)
     check_on_nan(args.on_nan, args.method)
     check_of_method(args)
     distribution.say(settings["batch_size"])

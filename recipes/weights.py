@@ -37,7 +37,7 @@ def with_weights(make, shape, weights):
         return make(shape, weights)
     backbone = make(shape, None)
     if is_model(weights):
-        return _copy(_with_weights(_load(weights)), backbone, f"{weights} is no model with the same backbone")
+        return _copy(_with_weights(_load_backbone(weights)), backbone, f"{weights} is no model with the same backbone")
     try:
         return make(shape, weights)
     except ValueError:  # they may be of three channels
@@ -56,7 +56,7 @@ def check_weights(make, weights, name, channels):
     if weights is None:
         return
     try:
-        channels = channels or (_load(weights).input_shape[-1] if is_model(weights) else 6)
+        channels = channels or (_load_backbone(weights).input_shape[-1] if is_model(weights) else 6)
         with_weights(make, (96, 96, channels), weights)
     except Exception as error:  # Keras raises a bare one where nothing can be downloaded
         raise ValueError(
@@ -65,14 +65,19 @@ def check_weights(make, weights, name, channels):
         ) from error
 
 
-def _load(file):
-    """The backbone of a job's model, or all of it where that does not stand by itself."""
+def load_model(file):
+    """A job's model, or a ValueError that names the file."""
     if not Path(file).is_file():
-        raise ValueError(f"{file} is no file")
+        raise ValueError(f"{file} is no file. Expected the model.keras of a job that ended.")
     try:
-        model = keras.models.load_model(file, compile=False)
+        return keras.models.load_model(file, compile=False)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is no model that can be loaded: {error}") from error
+
+
+def _load_backbone(file):
+    """That of a job's model, or all of it where that does not stand by itself."""
+    model = load_model(file)
     return getattr(model, "backbone", model)
 
 
