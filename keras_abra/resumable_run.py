@@ -170,18 +170,21 @@ class ResumableRun(keras.callbacks.Callback):
         """The callbacks of this process: one file has one writer."""
         return [c for c in self.callbacks if not (writes_file(c) and backend.process_index())]
 
+    def _call(self, name, *args):
+        for callback in self._called():
+            with backend.alone() if writes_file(callback) else contextlib.nullcontext():
+                getattr(callback, name)(*args)
+
     def set_params(self, params):
         super().set_params(params)
         whole = params if self._part is None or not params else {**params, "epochs": self._total}  # not the part's
-        for callback in self._called():
-            callback.set_params(whole)
+        self._call("set_params", whole)
 
     def set_model(self, model):
         if model is not self._model:
             self._description = None
         super().set_model(model)
-        for callback in self._called():
-            callback.set_model(model)
+        self._call("set_model", model)
 
     def on_train_begin(self, logs=None):
         if self.every is not None and self._part is None:
@@ -206,8 +209,7 @@ class ResumableRun(keras.callbacks.Callback):
         found = self._newest()
         if found is not None:
             self._check(found)
-        for callback in self._called():
-            callback.on_train_begin(logs)
+        self._call("on_train_begin", logs)
         self._training = True
         self._termination.catch()
         if found is None:
@@ -238,15 +240,13 @@ class ResumableRun(keras.callbacks.Callback):
             self._step = self._first = self._begin = 0
         self._set_history()
         self.model._initial_epoch = None  # of this `fit` only
-        for callback in self._called():
-            callback.on_epoch_begin(epoch, logs)
+        self._call("on_epoch_begin", epoch, logs)
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._replay is None:
             self._replayed = None
             self._begin = self._first + batch
-            for callback in self._called():
-                callback.on_train_batch_begin(self._begin, logs)
+            self._call("on_train_batch_begin", self._begin, logs)
 
     def on_train_batch_end(self, batch, logs=None):
         if self._replay is not None:  # the last steps before the checkpoint, done over: now all variables are there
@@ -256,8 +256,7 @@ class ResumableRun(keras.callbacks.Callback):
             self._leave_if_asked(save=False)
             return
         settle_direction(self._called())
-        for callback in self._called():
-            callback.on_train_batch_end(self._first + batch, logs)
+        self._call("on_train_batch_end", self._first + batch, logs)
         self._logs = logs
         before, self._step = self._step, min(self._first + batch + 1, self._length() or sys.maxsize)
         due = self.every is not None and self._step // self.every > before // self.every
@@ -268,8 +267,7 @@ class ResumableRun(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._replayed and self._replayed.keys() != self.model.get_metrics_result().keys():
             logs.update(self._replayed)  # Keras took the logs of the step done over, and not the restored metrics
-        for callback in self._called():
-            callback.on_epoch_end(epoch, logs)
+        self._call("on_epoch_end", epoch, logs)
         self._epochs.append(epoch)
         for name, value in (logs or {}).items():
             self._rows.setdefault(name, []).append(value)
@@ -282,28 +280,23 @@ class ResumableRun(keras.callbacks.Callback):
         self._training = False
         self.model._initial_epoch = None
         self._set_history()
-        for callback in self._called():
-            callback.on_train_end(logs)
+        self._call("on_train_end", logs)
         self._leave_if_asked(save=False)
         self._termination.release(again=True)  # it may have come while this process waited for the others
 
     def on_test_begin(self, logs=None):
         if self._training:  # validation clears the metrics of the epoch
             self._metrics = run_state.read_values(self.model, ("metrics",))
-        for callback in self._called():
-            callback.on_test_begin(logs)
+        self._call("on_test_begin", logs)
 
     def on_test_end(self, logs=None):
-        for callback in self._called():
-            callback.on_test_end(logs)
+        self._call("on_test_end", logs)
 
     def on_test_batch_begin(self, batch, logs=None):
-        for callback in self._called():
-            callback.on_test_batch_begin(batch, logs)
+        self._call("on_test_batch_begin", batch, logs)
 
     def on_test_batch_end(self, batch, logs=None):
-        for callback in self._called():
-            callback.on_test_batch_end(batch, logs)
+        self._call("on_test_batch_end", batch, logs)
         if self._training:
             self._leave_if_asked(save=self._part is not None, metrics=self._metrics)
 

@@ -24,11 +24,12 @@ replica_values, set_replica_values = chosen.replica_values, chosen.set_replica_v
 generator_state, set_generator_state = chosen.generator_state, chosen.set_generator_state
 process_count, process_index = chosen.process_count, chosen.process_index
 wait_for_processes = chosen.wait_for_processes
-in_any_process = chosen.in_any_process
+alone, in_any_process = chosen.alone, chosen.in_any_process
 
 __all__ = [
     "Replicated",
     "Trainer",
+    "alone",
     "devices",
     "fold_in_replica",
     "generator_state",

@@ -91,6 +91,21 @@ def wait_for_processes():
         multihost_utils.sync_global_devices("keras_abra")
 
 
+@contextlib.contextmanager
+def alone():
+    """What one process does without the others: new variables are not given to all, for which JAX would wait for them.
+    Keras makes some to save weights."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or jax.process_count() == 1:
+        yield
+        return
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
+
+
 def in_any_process(flag):
     """Whether `flag` holds in one of the processes that train together; all of them must ask."""
     if jax.process_count() == 1:

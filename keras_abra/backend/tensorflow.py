@@ -1,5 +1,6 @@
 """TensorFlow: gradient tapes, `tf.distribute` replicas, `train_step(data)`."""
 
+import contextlib
 from functools import partial
 
 import keras
@@ -120,6 +121,11 @@ def process_count(model):
 
 def wait_for_processes():
     """Nothing: a strategy's processes go on together by themselves."""
+
+
+def alone():
+    """What one process does without the others: nothing is to be changed for it here."""
+    return contextlib.nullcontext()
 
 
 def in_any_process(flag):

@@ -149,6 +149,11 @@ def wait_for_processes():
         dist.barrier()
 
 
+def alone():
+    """What one process does without the others: nothing is to be changed for it here."""
+    return contextlib.nullcontext()
+
+
 def in_any_process(flag):
     """Whether `flag` holds in one of the processes that train together; all of them must ask."""
     if replicas() == 1:
