@@ -73,7 +73,8 @@ VARIANTS = {
     **{f"stages={s}": {"stages": s} for s in ("stem", "stage1", "stage2", "stage3", "stem+stage1+stage2+stage3")},
     **{f"radius={r}": {"radius": r} for r in (0.05, 0.5, 1.0, 3.0)},
     **{f"alignment={a}": {"alignment": a} for a in ("none", "jensen_shannon", "coral", "mmd")},
-    "alignment=none+radius=3.0": {"alignment": "none", "radius": 3.0},  # does alignment hold what it breaks?
+    # does alignment hold what it breaks?
+    **{f"alignment=none+radius={r}": {"alignment": "none", "radius": r} for r in (1.0, 3.0)},
     "two_sided": {"two_sided": True},
     **{f"margin={m}": {"margin": m} for m in (0.0, 0.1, 0.3, 0.5)},
     "loss=cosface": {"loss": "cosface", "margin": 0.1},  # that of the method `cosface`
