@@ -65,7 +65,7 @@ class Bench:
 
     def abra(self, perturb_after, steps=1, kind=ABRAModel, optimizer=None):
         keras.utils.set_random_seed(0)
-        uncertainty = FeatureStatisticsUncertainty(steps=steps, seed=0)
+        uncertainty = FeatureStatisticsUncertainty("diagonal", steps=steps, seed=0)
         model = kind(self.backbone(), CLASSES, perturb_after, uncertainty=uncertainty, warmup=0)
         model.compile(optimizer=optimizer or keras.optimizers.SGD(0.01), metrics=["accuracy"])
         return model

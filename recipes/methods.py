@@ -77,7 +77,7 @@ def build_model(method, settings, shape, names):
 
 def make_uncertainty(settings):
     return FeatureStatisticsUncertainty(
-        settings["structure"] or ("low_rank" if settings["steps"] else "diagonal"),
+        settings["structure"],
         radius=settings["radius"],
         steps=settings["steps"],
         step_size=settings["step_size"],

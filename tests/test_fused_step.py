@@ -7,7 +7,7 @@ import pytest
 from keras_abra.losses import DistributionAlignment
 from tests.naive_step import naive_step
 from tests.recording import RecordingOptimizer
-from tests.tiny import mixed, tiny_batch, tiny_model
+from tests.tiny import mixed, tiny_backbone, tiny_batch, tiny_model
 
 STAGES = {"one": ("stem",), "two": ("stem", "stage1")}
 
@@ -52,6 +52,14 @@ def compare(model, mutant=None, sample_weight=None, warm=False, run_eagerly=True
 def test_gradients_and_state_equal_the_naive_scheme(structure, steps, stages):
     model = tiny_model(structure, steps, STAGES[stages])
     assert compare(model, warm=structure == "domain") == []
+
+
+def test_the_branches_share_the_masks_of_dropout_without_a_seed():
+    """For which Keras on torch takes a global generator: two passes with one state would have different masks."""
+    model = tiny_model("low_rank", 2, backbone=tiny_backbone(dropout=0.5, seeded=False))
+    assert compare(model) == []
+    again = keras.models.clone_model(model.backbone)  # what was made anew has no seed either
+    assert all(layer.get_config()["seed"] is None for layer in again.layers if isinstance(layer, keras.layers.Dropout))
 
 
 def test_the_compiled_step_is_the_same():

@@ -10,8 +10,9 @@ from keras_abra.losses import ArcFace
 CLASSES, EXPERIMENTS, BATCH = 5, 3, 8
 
 
-def tiny_backbone(dropout=0.2, regularizer=1e-2, shape=(8, 8, 2), synchronized=False):
-    """8x8x2 images; cuts `stem` and `stage1`; dropout, weight and activity regularization on both sides of the cuts."""
+def tiny_backbone(dropout=0.2, regularizer=1e-2, shape=(8, 8, 2), synchronized=False, seeded=True):
+    """8x8x2 images; cuts `stem` and `stage1`; dropout (with seeds of its own or without), weight and activity
+    regularization on both sides of the cuts."""
     l2 = keras.regularizers.L2(regularizer) if regularizer else None
     activity = keras.regularizers.L2(regularizer / 10) if regularizer else None
     layers = keras.layers
@@ -20,7 +21,7 @@ def tiny_backbone(dropout=0.2, regularizer=1e-2, shape=(8, 8, 2), synchronized=F
         options = {"padding": "same", "kernel_regularizer": l2, "use_bias": False}
         y = layers.Conv2D(filters, 3, kernel_initializer=keras.initializers.HeNormal(seed), **options)(x)
         y = layers.BatchNormalization(synchronized=synchronized)(y)
-        y = layers.Dropout(dropout, seed=seed)(y)
+        y = layers.Dropout(dropout, seed=seed if seeded else None)(y)
         return layers.Activation("tanh", name=name, activity_regularizer=activity)(y)
 
     image = keras.Input(shape)

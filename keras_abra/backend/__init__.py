@@ -20,6 +20,7 @@ match keras.backend.backend():
 Trainer, Replicated = chosen.Trainer, chosen.Replicated
 fold_in_replica, global_rows, global_sum = chosen.fold_in_replica, chosen.global_rows, chosen.global_sum
 linearize, replicas, devices = chosen.linearize, chosen.replicas, chosen.devices
+take_noise_from_state = chosen.take_noise_from_state
 replica_values, set_replica_values = chosen.replica_values, chosen.set_replica_values
 generator_state, set_generator_state = chosen.generator_state, chosen.set_generator_state
 process_count, process_index = chosen.process_count, chosen.process_index
@@ -43,5 +44,6 @@ __all__ = [
     "replicas",
     "set_generator_state",
     "set_replica_values",
+    "take_noise_from_state",
     "wait_for_processes",
 ]

@@ -53,6 +53,10 @@ def fold_in_replica(seed):
     return seed
 
 
+def take_noise_from_state(layers):
+    """Nothing: see `keras_abra.backend.torch.take_noise_from_state`."""
+
+
 def replica_values(variable):
     """The NumPy value of a `keras.Variable`: it is one on all devices."""
     return [keras.ops.convert_to_numpy(variable.value)]

@@ -80,6 +80,10 @@ def fold_in_replica(seed):
     return seed + replica * tf.constant([1000003, 0], seed.dtype)
 
 
+def take_noise_from_state(layers):
+    """Nothing: see `keras_abra.backend.torch.take_noise_from_state`."""
+
+
 def replica_values(variable):
     """The NumPy values of a `keras.Variable`, one for each replica that this process holds."""
     value = variable.value

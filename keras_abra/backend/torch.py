@@ -106,6 +106,15 @@ def fold_in_replica(seed):
     return (seed.to(torch.int64) + apart).to(seed.dtype)  # modulo 2**32, as Keras takes it
 
 
+def take_noise_from_state(layers):
+    """Lets dropout without a seed of its own draw from the state of its layer, as it does on the other backends: for
+    `seed=None` Keras takes torch's dropout, whose masks come from a global generator and cannot be drawn again."""
+    for layer in layers:
+        for generator in layer._seed_generators:
+            if generator._initial_seed is None:
+                generator._initial_seed = 0  # any but None: the state has been drawn
+
+
 def replica_values(variable):
     """The NumPy value of a `keras.Variable`."""
     return [keras.ops.convert_to_numpy(variable.value)]
@@ -208,6 +217,7 @@ class Replicated:
         if replicas() > 1:
             self._assert_compile_called("fit")
             self.optimizer.build(self.trainable_variables)
+            take_noise_from_state(self._flatten_layers())
             for variable in [*self.variables, *self.optimizer.variables]:  # seeds among them
                 dist.broadcast(variable.value.data, 0)
         return super().fit(*args, **kwargs)

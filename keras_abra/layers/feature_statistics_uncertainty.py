@@ -52,7 +52,9 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
     `FeatureStatisticsUncertainty(radius=None, probability=0.5)` after several stages of a network.
 
     Args:
-        structure: `"diagonal"` (default), `"low_rank"` or `"domain"`.
+        structure: `"diagonal"`, `"low_rank"` or `"domain"`. Default: `"low_rank"` with an adversary (`steps` of 1 or
+            more), where it costs less accuracy than the other (recipes/results/ladder_low_rank), else
+            `"diagonal"`.
         radius: rho > 0, length of a perturbation; 1 is the expected length of a standard normal draw. `None`: the
             normal draw itself, with gradients through the spread, as in DSU; for use of the layer by itself. Default
             0.15 (recipes/results/ladder_plate/radius.md).
@@ -118,7 +120,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
 
     def __init__(
         self,
-        structure="diagonal",
+        structure=None,
         radius=0.15,
         probability=1.0,
         perturbed_share=1.0,
@@ -140,6 +142,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         numbers = (radius, probability, perturbed_share, steps, step_size, adversary_every, num_experiments)
         numbers = map(plain, numbers)
         radius, probability, perturbed_share, steps, step_size, adversary_every, num_experiments = numbers
+        if structure is None:
+            structure = "low_rank" if steps else "diagonal"
         if structure not in STRUCTURES:
             raise ValueError(f"`structure` must be one of {STRUCTURES}. Received: {structure!r}")
         if radius is not None and not (is_number(radius) and 0 < radius < math.inf):

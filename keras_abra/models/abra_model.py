@@ -129,6 +129,7 @@ class ABRAModel(backend.Trainer, keras.Model):
                 "ABRAModel takes images with channels last. Received: image_data_format() = 'channels_first'"
             )
         parts = cut_backbone(backbone, perturb_after)
+        backend.take_noise_from_state(layers_within(backbone))  # the branches must have the same masks
         self.backbone = backbone
         self.num_classes = num_classes
         self.perturb_after = list(perturb_after)

@@ -340,6 +340,14 @@ def test_options_of_an_adversary_that_does_not_act_are_named(option):
         FeatureStatisticsUncertainty()
 
 
+def test_the_default_structure_is_that_of_the_ladder():
+    """Low-rank with an adversary, else diagonal, as the jobs have it; what is named stays."""
+    chosen = {steps: FeatureStatisticsUncertainty(steps=steps) for steps in (0, 1, 3)}
+    assert {steps: layer.structure for steps, layer in chosen.items()} == {0: "diagonal", 1: "low_rank", 3: "low_rank"}
+    assert FeatureStatisticsUncertainty("diagonal", steps=1).structure == "diagonal"
+    assert type(chosen[1]).from_config(chosen[1].get_config()).structure == "low_rank"
+
+
 def test_bad_inputs_are_named():
     with pytest.raises(ValueError, match="needs feature maps"):
         FeatureStatisticsUncertainty()(np.zeros((2, 3), "float32"), training=True)
