@@ -1,6 +1,7 @@
 import contextlib
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -95,6 +96,8 @@ class ResumableRun(keras.callbacks.Callback):
     """
 
     EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h
+    AGAIN = "Start the same again to go on."  # what a process that leaves says
+    PATIENCE = 70.0  # seconds until all processes see what one has written; NFS lists a folder anew after 60
     GRACE = 20.0  # seconds from SIGTERM to the end of the step; clusters kill after 30, and leaving takes some
 
     def __init__(self, folder, every=None, callbacks=(), options=None):
@@ -149,12 +152,19 @@ class ResumableRun(keras.callbacks.Callback):
 
     def _newest(self):
         backend.wait_for_processes()  # the one that writes may still be writing
-        found = read_checkpoint(self.folder, clean=not backend.process_index())
-        if backend.in_any_process(found is None) and backend.in_any_process(found is not None):
-            raise ValueError(
-                f"Some processes see a checkpoint in {self.folder}, and others none. Name a folder that all share."
-            )
-        return found
+        end = time.monotonic() + self.PATIENCE
+        while True:
+            found = read_checkpoint(self.folder, clean=not backend.process_index())
+            number = 0 if found is None else int(found.path.name)
+            newest = backend.largest_of_processes(number)
+            if not backend.in_any_process(number != newest):
+                return found
+            if backend.in_any_process(time.monotonic() > end):
+                raise ValueError(
+                    f"Processes see different checkpoints in {self.folder}: the newest is {newest:08d}, and some see "
+                    "an older one or none. Name a folder that all share."
+                )
+            time.sleep(1)
 
     def _forget(self):
         self._rows, self._epochs = {}, []
@@ -387,7 +397,7 @@ class ResumableRun(keras.callbacks.Callback):
         saved = f"the last checkpoint is {self._saved}" if self._saved else "there is no checkpoint yet"
         if backend.process_index():
             saved = "checkpoints are the first process's"
-        return f"left in epoch {self._epoch} before step {self._step}; {saved}. Start the same again to go on."
+        return f"left in epoch {self._epoch} before step {self._step}; {saved}. {self.AGAIN}"
 
     def _is_inside_fit(self, frame):
         """Whether `fit` is running; after an error in it nothing of this is called any more."""

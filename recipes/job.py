@@ -46,6 +46,12 @@ def kinds_to_name(records):
     return ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else KINDS
 
 
+def seen_in_training(records):
+    """The splits, of val and test, that have experiments which are trained on: by WILDS's `mixed-to-test`."""
+    experiments = read_manifest(records)["experiments"]
+    return [split for split in ("val", "test") if {*experiments[split]} & {*experiments["train"]}]
+
+
 def images_of(records):
     """How the records' images came from the files: what a model must be given alike."""
     options = read_manifest(records)["options"]
@@ -117,6 +123,7 @@ def fit(model, read_train, records, splits, options, settings, output, seed, sam
             "must share it, as they share the records: name a shared --output."
         )
     run = ResumableRun(checkpoints, every=EVERY, callbacks=callbacks, options=same)
+    run.AGAIN = f"With --output {checkpoints.parent} --resume the job goes on."
     if position := run.position:
         print(f"Goes on in epoch {position[0]} at step {position[1]} (both from 0)", flush=True)
     common = {"validation_data": validation, "callbacks": [run], "verbose": verbose, "shuffle": False}

@@ -8,7 +8,8 @@ images are standardized by, are those of the job that trained the model (its `me
 of its compounds, or have no labels. `--ada-bn` gives the batch normalizations the statistics of each experiment in turn
 (`keras_abra.ada_bn`), without labels. Writes one row a site with the five most probable classes, with `--embeddings
 FILE` another table with the embedding that the classes are told by (of length 1), and prints the accuracy where labels
-are known. One process, one device.
+are known. Wells of controls are left out if the job was trained without them; `--controls` predicts and embeds them
+too. One process, one device.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from weights import load_model
 
 from keras_abra import ada_bn
 from tfrecords import class_names, list_sites, read_manifest, read_records
+from tfrecords.listing import KINDS
 from tfrecords.manifest import channel_names
 
 
@@ -47,7 +49,8 @@ def main(argv=None):
         raise ValueError("--embeddings: Parquet files need pyarrow: pip install pyarrow, or write a .csv file.")
     job = read_job(args.model, args.normalize)
     manifest = read_manifest(args.records)
-    kinds = job["kinds"] or kinds_to_name(args.records)
+    trained_on = job["kinds"] or kinds_to_name(args.records)
+    kinds = KINDS if args.controls else trained_on
     model, names = load(args.model, tuple(manifest["image_shape"]), job)
     if job["channels"] not in (None, found := channel_names(manifest)):
         print(
@@ -60,7 +63,12 @@ def main(argv=None):
             "with the same options, unless another microscope needs others to come to the same scale and brightness."
         )
     counts = list_sites(args.records, args.split, kinds)["experiment"].value_counts()
-    normalize = normalization(args.records, args.split, job["normalize"], kinds)
+    normalize = normalization(args.records, args.split, job["normalize"], trained_on)
+    left_out = sum(
+        shard["count"] for shard in manifest["shards"] if shard["split"] == args.split and shard["kind"] not in kinds
+    )
+    if left_out:
+        print(f"Not predicted: {left_out:,} sites of control wells (with --controls they are)")
     if args.ada_bn and counts.min() < 2:
         raise ValueError(f"--ada-bn needs 2 sites or more of an experiment; {counts.idxmin()} has one. Leave it out.")
     tables, logits, embeddings = [], [], []
@@ -138,6 +146,7 @@ def parse(argv):
     parser.add_argument("--split", default="test", choices=("train", "id_test", "val", "test"), help="default: test")
     parser.add_argument("--normalize", choices=NORMALIZATIONS, help="as recipes/rxrx1.py (default: as the job did)")
     parser.add_argument("--ada-bn", action="store_true", help="batch normalizations with each experiment's statistics")
+    parser.add_argument("--controls", action="store_true", help="wells of controls too (default: those of the job)")
     parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
     parser.add_argument("--output", type=Path, required=True, help="new CSV file")
     parser.add_argument(

@@ -40,6 +40,7 @@ from job import (
     kinds_to_name,
     predict,
     say_unlabelled,
+    seen_in_training,
     source_of,
     write_results,
 )
@@ -160,7 +161,7 @@ def train_and_score(args, settings, same, distribution, output):
     metrics |= {"kinds": [*kinds], "classes": names}
     metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)
-    print_scores(metrics)
+    print_scores(metrics, seen=seen_in_training(records))
     print(f"Written to {output}")
     return metrics
 

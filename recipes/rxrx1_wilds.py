@@ -30,7 +30,18 @@ import numpy as np
 from coupled_adam import CoupledAdam
 from distribution import add_option, as_saved, distribute, functional
 from hparams import EMBEDDED, REAL
-from job import as_command, find_sites, fit, images_of, is_built, predict, say_unlabelled, source_of, write_results
+from job import (
+    as_command,
+    find_sites,
+    fit,
+    images_of,
+    is_built,
+    predict,
+    say_unlabelled,
+    seen_in_training,
+    source_of,
+    write_results,
+)
 from methods import build_model, check_backbone, check_backbone_weights, make_backbone, make_schedule, softmax_loss
 from options import (
     add_adversary,
@@ -152,7 +163,7 @@ def train_and_score(args, settings, same, distribution, output):
     }
     metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)
-    print_scores(metrics)
+    print_scores(metrics, seen=seen_in_training(records))
     print(f"Written to {output}")
     return metrics
 

@@ -103,8 +103,9 @@ def embedding_quality(embeddings, labels):
     }
 
 
-def print_scores(metrics, title=None):
-    """Prints accuracy in percent, one row a split, one column a cell type."""
+def print_scores(metrics, title=None, seen=()):
+    """Prints accuracy in percent, one row a split, one column a cell type; `seen`: splits, of val and test, with
+    experiments that were trained on."""
     splits = metrics["splits"]
     if not splits:
         return
@@ -114,7 +115,10 @@ def print_scores(metrics, title=None):
             "test": "test: experiments never seen, scored once",
             "val": "val: experiments never seen, on which the epoch was chosen",
         }
-        note = next((note for name, note in notes.items() if name in splits), "no experiment that was not trained on")
+        whole = {name: note for name, note in notes.items() if name in splits and name not in seen}
+        note = next(iter(whole.values()), "no experiment that was not trained on")
+        if "test" in seen and "test" in splits:
+            note = "test: other sites of experiments that were trained on, scored once"
         title = f"{metrics['method']}, seed {metrics['seed']}; {note}"
     print(f"\nAccuracy (%) of {title}")
     widths = [max(8, len(name) + 2) for name in cell_types]

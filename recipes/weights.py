@@ -1,12 +1,16 @@
 """Weights that a backbone begins with: ImageNet's, those of a file of Keras's, or of an earlier job's model."""
 
+import contextlib
+import os
 import zipfile
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_abra import backend
 from keras_abra.layers import FeatureStatisticsUncertainty
+from tfrecords.locks import lock_file
 
 WEIGHTS_HELP = (
     "what the backbone begins with: imagenet (downloaded by Keras), a file of its weights, model.keras of an earlier "
@@ -56,13 +60,26 @@ def check_weights(make, weights, name, channels):
     if weights is None:
         return
     try:
-        channels = channels or (_load_backbone(weights).input_shape[-1] if is_model(weights) else 6)
-        with_weights(make, (96, 96, channels), weights)
+        with backend.alone(), _downloading_alone(weights):  # or one would wait for variables of those that wait for it
+            channels = channels or (_load_backbone(weights).input_shape[-1] if is_model(weights) else 6)
+            with_weights(make, (96, 96, channels), weights)
     except Exception as error:  # Keras raises a bare one where nothing can be downloaded
         raise ValueError(
             f"--weights {weights} cannot be loaded into {name} ({error}). Expected imagenet, which Keras downloads for "
             "a --backbone of its applications, a file of its weights, model.keras of an earlier job, or none."
         ) from error
+
+
+@contextlib.contextmanager
+def _downloading_alone(weights):
+    """Keras downloads into the file itself: of several processes with one cache one does, and the others find it."""
+    with contextlib.ExitStack() as stack:
+        if weights == "imagenet":
+            cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                cache.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_file(cache / "weights.lock"))
+        yield
 
 
 def load_model(file):

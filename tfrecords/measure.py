@@ -9,14 +9,15 @@ import numpy as np
 
 from tfrecords.faults import MOST, Faults, collect_faults
 from tfrecords.images import by_file, load_planes, wrong_depth
-from tfrecords.intensity import Range, parse_intensity
+from tfrecords.intensity import DEFAULT, Range, parse_intensity
 from tfrecords.parallel import run_tasks
 
 _MOST_SITES = 32
+_LOOKED_AT = 4  # sites of a plate whose grey levels are given: to see whether these fit
 
 
 def find_ranges(source, sites, options, size, workers=None):
-    """Finds the grey levels that a build scales to 8 bits.
+    """Finds the grey levels that a build scales to 8 bits, and says where the images would be lost on them.
 
     Args:
         source: folder of the images.
@@ -32,13 +33,22 @@ def find_ranges(source, sites, options, size, workers=None):
     channels, intensity = options["channels"], options["intensity"]
     if intensity is None:
         return None
-    if parse_intensity(intensity)[0] == "fixed":
-        return fix_ranges(sites, channels, intensity)
-    plates = choose_plates(os.path.abspath(source), sites, channels, size, intensity)
+    fixed = parse_intensity(intensity)[0] == "fixed"
+    measured, most = (DEFAULT, _LOOKED_AT) if fixed else (intensity, _MOST_SITES)
+    plates = choose_plates(os.path.abspath(source), sites, channels, size, measured, most)
     count = sum(len(plate.paths) for plate in plates)
     pixels = 2 * count * size[0] * size[1] * len(channels)
     tasks = ((plate, len(plate.paths)) for plate in plates)
-    return dict(run_tasks(measure_plate, tasks, workers=workers, total=count, size=pixels, name="intensity"))
+    try:
+        found = dict(run_tasks(measure_plate, tasks, workers=workers, total=count, size=pixels, name="intensity"))
+    except Faults:
+        if not fixed:
+            raise
+        found = {}  # what cannot be read is named where it is written
+    ranges = fix_ranges(sites, channels, intensity) if fixed else found
+    for warning in lost_levels(found, ranges, channels):
+        print(f"WARNING: {warning}")
+    return ranges
 
 
 class Plate(NamedTuple):
@@ -54,7 +64,47 @@ class Plate(NamedTuple):
     high: float
 
 
-def choose_plates(source, sites, channels, size, intensity):
+def lost_levels(found, ranges, channels):
+    """What the grey levels that become 0 and 255 leave nothing of.
+
+    Args:
+        found: dict of (experiment, plate) -> list of `Range`, as measured by percentiles.
+        ranges: the same of what becomes 0 and 255.
+        channels: names of the channels.
+
+    Returns:
+        List of texts.
+    """
+    flat, coarse, bright = [], [], []
+    for key, measured in sorted(found.items()):
+        for channel, level, used in zip(channels, measured, ranges[key], strict=True):
+            where = f"plate {key[1]} of {key[0]}, channel {channel}: {level.low:g}"
+            if level.high - level.low <= 1:
+                flat.append(where)
+                continue
+            where += f" to {level.high:g}"
+            kept = min(level.high, used.high) - max(level.low, used.low)
+            left = max(0, round(255 * kept / (used.high - used.low)))
+            if left < 32:
+                coarse.append(f"{where}, {left} of 255 steps")
+            elif level.high > 2 * used.high:
+                bright.append(where)
+    texts = {
+        "have one grey level in all sites looked at": (flat, "Such a channel tells nothing: look at its files."),
+        "keep few steps between the grey levels that become 0 and 255": (
+            coarse,
+            "Give levels that fit the camera's: files of 16 bits often hold 12, fixed:0,4095.",
+        ),
+        "reach more than twice the level that becomes 255": (bright, "Give a higher one, unless it is meant."),
+    }
+    return [
+        f"{len(places):,} channels of plates {what}, such as {'; '.join(places[:3])}. {advice}"
+        for what, (places, advice) in texts.items()
+        if places
+    ]
+
+
+def choose_plates(source, sites, channels, size, intensity, most=_MOST_SITES):
     """Lists the plates to measure. The sites looked at are those of the lowest hash: no row order, no draw.
 
     Args:
@@ -63,6 +113,7 @@ def choose_plates(source, sites, channels, size, intensity):
         channels: numbers of the channels.
         size: `images.Size` of the files.
         intensity: see `parse_intensity`; of percentiles.
+        most: number of sites to look at.
 
     Returns:
         List of `Plate`.
@@ -71,7 +122,7 @@ def choose_plates(source, sites, channels, size, intensity):
     plates = []
     for (experiment, plate), rows in sites.groupby(["experiment", "plate"], sort=True):
         paths = dict(zip(rows["site_id"], rows["path"], strict=True))
-        chosen = [paths[site_id] for site_id in sorted(paths, key=_draw)[:_MOST_SITES]]
+        chosen = [paths[site_id] for site_id in sorted(paths, key=_draw)[:most]]
         plates.append(Plate(experiment, int(plate), str(source), chosen, tuple(channels), size, low, high))
     return plates
 

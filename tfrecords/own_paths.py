@@ -58,7 +58,8 @@ def fill_template(template, columns, table, source):
         check_cells(table.assign(**{name: values}), name, ~values.str.contains(r"[{}\x00-\x1f]"), "no brace in a path")
         if match[2]:
             whole = values.str.fullmatch(r"\d{1,18}")
-            check_cells(table.assign(**{name: values}), name, whole, f"a whole number, as {match[0]} has it padded")
+            padded = f"a whole number, which {match[0]} pads (1, and not 1.0)"
+            check_cells(table.assign(**{name: values}), name, whole, padded)
             values = values.map(lambda value, width=match[2]: format(int(value), width))
         paths = paths + (values.str.removesuffix("/") if template[end:].startswith("/") else values)
     paths = pd.Series(paths + template[end:], index=table.index, dtype=object)

@@ -13,11 +13,11 @@ from tfrecords.leaks import place_of_well
 from tfrecords.own_paths import fields_of, fill_template
 from tfrecords.own_screen import KINDS, told_otherwise
 from tfrecords.splits import SPLITS, natural
-from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, read_table
+from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, plain, read_table
 
 _LONGEST = 200
 # How other programs write that there is nothing.
-_MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".")
+_MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".", "empty", "blank", "unknown", "unassigned")
 _CONTROL = r"[\x00-\x1f\x7f]"
 _APART = "Say which column tells sites apart, or remove the repeated row; of rows for each channel keep one."
 _OURS = ("plate", "site", "cell_type", "sirna", "well_type", "dataset")
@@ -94,7 +94,9 @@ def read_own_sites(source, screen, split_column=None):
     controls = (sites["sirna"] == "") & (sites["well_type"] != "treatment")  # not unknown: known to hold nothing
     check_one_treatment(places, sites["sirna"].mask(controls, "no label"), sites["well_type"], sites["row"])
     _report_half_labelled(places, sites)
-    _report_missing_words(sites["sirna"], texts["sirna"][1])
+    treated = sites["well_type"] == "treatment"
+    _report_missing_words(sites["sirna"][treated], texts["sirna"][1])
+    _report_controls(sites, "well_type" in columns or "controls" in screen)
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
     known = texts | {name: (raw[name], name) for name in of_table}
@@ -192,7 +194,22 @@ def _report_missing_words(labels, column):
     if len(words):
         print(
             f"WARNING: the column {column!r} says {words.index[0]!r} in the rows of {words.iloc[0]:,} sites, which is "
-            "taken for the name of a treatment. Leave cells empty where it is unknown."
+            "taken for the name of a treatment. Leave cells empty where it is unknown, or name it among the controls."
+        )
+
+
+def _report_controls(sites, described):
+    if not described:
+        if (sites["sirna"] != "").any():
+            print("No controls are described: every label is taken for a treatment, and none is left to normalize by.")
+        return
+    has = (sites["well_type"] == "negative_control").groupby([sites["experiment"], sites["plate_name"]]).any()
+    if has.any() and not has.all():
+        lacking = [f"{plate} of {experiment}" for experiment, plate in has.index[~has]]
+        print(
+            f"WARNING: {len(lacking):,} of {len(has):,} plates have no negative control, such as "
+            f"{', '.join(lacking[:3])}, which --normalize plate needs. Look whether theirs are written otherwise: what "
+            "is not named as a control is a treatment."
         )
 
 
@@ -218,9 +235,10 @@ def _well_types(raw, screen, sirna):
     kinds = {value: f"{kind}_control" for kind, values in controls.items() for value in values}
     absent = sorted(set(kinds) - set(sirna))
     if absent:
+        values = sorted(set(sirna), key=lambda value: (plain(value) != plain(absent[0]), value == "", value))
         raise ValueError(
             f"The control {absent[0]!r} is in no row of {screen['table']}. Expected a value of the column "
-            f"{screen['columns'].get('sirna', 'sirna')!r}, such as {', '.join(map(repr, sorted(set(sirna))[:3]))}."
+            f"{screen['columns'].get('sirna', 'sirna')!r}, such as {', '.join(map(repr, values[:3]))}."
         )
     return sirna.map(lambda value: kinds.get(value, "treatment"))
 

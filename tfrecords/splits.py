@@ -85,7 +85,8 @@ def assign_folds(sites, folds):
     experiments = pairs.drop_duplicates("experiment").values.tolist()
     if len(experiments) < folds:
         raise ValueError(
-            f"{folds} folds need as many training experiments; found {len(experiments)}. Ask for fewer folds."
+            f"{folds} folds need as many training experiments; found {len(experiments)}. Ask for fewer folds, such as "
+            f"kfold-{max(2, len(experiments))}-1."
         )
     order = sorted(experiments, key=lambda pair: (pair[0], natural(pair[1])))
     return {experiment: 1 + i % folds for i, (_, experiment) in enumerate(order)}

@@ -112,15 +112,22 @@ def _check_header(path, header, columns, optional, advice):
     if missing and len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
         raise ValueError(f"{path.name} is not separated by commas: found {header[0]!r}. Save it with commas.")
     if missing:
+        alike = [name for name in header if plain(name) in map(plain, missing)]
+        hint = f" There is {', '.join(map(repr, alike))}, which differs in blanks or capitals." if alike else ""
         raise ValueError(
             f"{path.name} lacks the column {', '.join(map(repr, missing))}. Expected {', '.join(columns)}; "
-            f"found {', '.join(header)}. {advice}"
+            f"found {', '.join(header)}.{hint} {advice}"
         )
     kept = [*dict.fromkeys([*columns, *(name for name in optional if name in header)])]
     twice = [name for name in kept if header.count(name) > 1]
     if twice:
         raise ValueError(f"{path.name} has two columns {twice[0]!r}. Expected each name once: rename or remove one.")
     return kept
+
+
+def plain(text):
+    """A text without what a person overlooks: blanks around it, several for one, and case."""
+    return " ".join(text.split()).casefold()
 
 
 def check_cells(table, column, good, expected):

@@ -25,7 +25,13 @@ replica_values, set_replica_values = chosen.replica_values, chosen.set_replica_v
 generator_state, set_generator_state = chosen.generator_state, chosen.set_generator_state
 process_count, process_index = chosen.process_count, chosen.process_index
 wait_for_processes = chosen.wait_for_processes
-alone, in_any_process = chosen.alone, chosen.in_any_process
+alone, largest_of_processes = chosen.alone, chosen.largest_of_processes
+
+
+def in_any_process(flag):
+    """Whether `flag` holds in one of the processes that train together; all of them must ask."""
+    return bool(largest_of_processes(int(flag)))
+
 
 __all__ = [
     "Replicated",
@@ -37,6 +43,7 @@ __all__ = [
     "global_rows",
     "global_sum",
     "in_any_process",
+    "largest_of_processes",
     "linearize",
     "process_count",
     "process_index",

@@ -110,13 +110,13 @@ def alone():
         keras.distribution.set_distribution(distribution)
 
 
-def in_any_process(flag):
-    """Whether `flag` holds in one of the processes that train together; all of them must ask."""
+def largest_of_processes(number):
+    """The largest of the integers of the processes that train together; all of them must ask."""
     if jax.process_count() == 1:
-        return flag
+        return number
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    return int(np.max(multihost_utils.process_allgather(np.array(number, "int32"))))
 
 
 def _in_every_process(value):

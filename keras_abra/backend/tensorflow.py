@@ -132,9 +132,9 @@ def alone():
     return contextlib.nullcontext()
 
 
-def in_any_process(flag):
-    """Whether `flag` holds in one of the processes that train together; runs of several are refused here."""
-    return flag
+def largest_of_processes(number):
+    """The largest of the integers of the processes that train together; runs of several are refused here."""
+    return number
 
 
 class Replicated:

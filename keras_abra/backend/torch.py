@@ -163,13 +163,13 @@ def alone():
     return contextlib.nullcontext()
 
 
-def in_any_process(flag):
-    """Whether `flag` holds in one of the processes that train together; all of them must ask."""
+def largest_of_processes(number):
+    """The largest of the integers of the processes that train together; all of them must ask."""
     if replicas() == 1:
-        return flag
-    found = torch.tensor(int(flag), device="cpu")
+        return number
+    found = torch.tensor(number, device="cpu")
     dist.all_reduce(found, dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
-    return bool(found)
+    return int(found)
 
 
 @functools.cache

@@ -85,6 +85,21 @@ def test_it_answers_as_the_model_does_and_by_experiment_with_ada_bn(records, tmp
         assert f"{100 * (logits.argmax(1) == label).mean():.1f}" in capsys.readouterr().out
 
 
+def test_controls_are_predicted_and_embedded_if_asked_for_and_else_named(records, tmp_path, capsys):
+    trained(records, tmp_path, "abra")
+    treated, all_sites = list_sites(records, "test"), list_sites(records, "test", ("treatment", "control"))
+    without, along, table = tmp_path / "without.csv", tmp_path / "with.csv", tmp_path / "embeddings.csv"
+    run(tmp_path / "model.keras", records, "--output", without)
+    assert f"Not predicted: {len(all_sites) - len(treated)} sites of control wells" in capsys.readouterr().out
+    scores = run(tmp_path / "model.keras", records, "--output", along, "--embeddings", table, "--controls")
+    assert "control wells" not in capsys.readouterr().out
+    one, both = pd.read_csv(without), pd.read_csv(along)
+    assert sorted(both["site_id"]) == sorted(pd.read_csv(table)["site_id"]) == sorted(all_sites["site_id"])
+    again = both.set_index("site_id").loc[one["site_id"]].reset_index()
+    assert again["predicted_1"].tolist() == one["predicted_1"].tolist()
+    assert scores["splits"]["test"]["count"] == len(treated)  # controls are none of the model's classes
+
+
 def test_what_does_not_fit_is_named(records, tmp_path, monkeypatch):
     trained(records, tmp_path, "erm")
     model, new = tmp_path / "model.keras", tmp_path / "new.csv"

@@ -273,7 +273,7 @@ def test_a_job_that_is_told_to_leave_goes_on_with_resume(screen, tmp_path, capsy
         time.sleep(0.02)
     process.terminate()
     errors = process.communicate()[1]
-    assert process.returncode == 75 and "SIGTERM: left in epoch" in errors and "Start the same again" in errors
+    assert process.returncode == 75 and "SIGTERM: left in epoch" in errors and "--resume the job goes on" in errors
     assert not (output / "metrics.json").exists()
     capsys.readouterr()
     job(*arguments, "--output", output, "--resume")

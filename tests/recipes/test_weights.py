@@ -1,11 +1,18 @@
 """What a backbone begins with."""
 
+import functools
+import threading
+import time
+
 import keras
 import numpy as np
 import pytest
 import rxrx1
 from hparams import EMBEDDED
 from methods import build_model, check_backbone_weights, make_backbone
+from weights import check_weights
+
+from tfrecords.locks import HAS_LOCKS, lock_file
 
 pytestmark = [pytest.mark.any_backend, pytest.mark.usefixtures("eager")]
 
@@ -38,6 +45,25 @@ def test_weights_of_three_channels_serve_six(tmp_path):
     again = make_backbone(name, (32, 32, 6), str(tmp_path / "six.weights.h5"))
     for found, weight in zip(again.get_weights(), six.get_weights(), strict=True):
         np.testing.assert_array_equal(found, weight)
+
+
+@pytest.mark.skipif(not HAS_LOCKS, reason="no locks on this system")
+def test_of_several_processes_one_downloads_at_a_time(tmp_path, monkeypatch):
+    """Keras writes a download into the file itself; a lock of another process is waited for."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    made, other = [], lock_file(tmp_path / "cache" / "weights.lock")
+    check = threading.Thread(target=check_weights, args=(lambda *_: made.append(1), "imagenet", "any", 3))
+    check.start()
+    time.sleep(0.5)
+    assert check.is_alive() and made == []
+    other.close()
+    check.join(60)
+    assert made == [1]
+    lock = functools.partial(lock_file, tmp_path / "cache" / "weights.lock", wait=False)
+    check_weights(lambda *_: made.append(lock()), "imagenet", "any", 3)
+    assert made[1] is None  # it is held while the backbone is made
+    lock().close()
 
 
 def test_weights_of_another_backbone_are_named(tmp_path):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,8 +71,33 @@ def test_the_files_of_another_depth_than_most_are_named(plate, tmp_path):
     ]
 
 
-def test_a_fixed_range_reads_no_file_and_none_is_none(plate):
-    sites, _ = plate
+def test_a_fixed_range_is_that_also_of_files_that_cannot_be_read_and_none_is_none(plate):
+    sites = plate[0].assign(path=[(f"{i}.tif",) * 3 for i in range(5)])
     options = {"channels": [1, 3], "intensity": "fixed:100,4095"}
     assert find_ranges("nowhere", sites, options, (6, 7)) == {("a", 1): [(100, 4095, None), (100, 4095, None)]}
     assert find_ranges("nowhere", sites, options | {"intensity": None}, (6, 7)) is None
+
+
+@pytest.mark.parametrize(
+    "levels, intensity, warnings",
+    [
+        ((500, 2700), "fixed:0,65535", ["keep few steps .* plate 1 of a, channel 1: 50. to 269., 9 of 255 steps"]),
+        ((500, 2700), "fixed:0,200", ["keep few steps .*, 0 of 255 steps"]),
+        ((500, 2700), "fixed:0,1000", ["reach more than twice the level that becomes 255, such as plate 1 of a"]),
+        ((500, 2700), "fixed:0,4095", []),
+        ((500, 2700), "percentile:0.1,99.9", []),
+        ((65535, 65536), "percentile:0.1,99.9", ["have one grey level .*, channel 1: 65535. Such a channel tells"]),
+        ((0, 1), "fixed:0,4095", ["have one grey level"]),
+    ],
+)
+def test_levels_that_leave_nothing_of_a_channel_are_pointed_out(tmp_path, capsys, levels, intensity, warnings):
+    pixels = np.random.default_rng(0).integers(*levels, (3, 20, 20), dtype=np.uint16)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.tif")
+    sites = pd.DataFrame({"experiment": "a", "plate": 1, "site_id": [f"s{i}" for i in range(3)]})
+    sites = sites.assign(path=[(f"{i}.tif",) for i in range(3)])
+    find_ranges(tmp_path, sites, {"channels": [1], "intensity": intensity}, (20, 20))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert len(lines) == len(warnings)
+    pairs = zip(lines, warnings, strict=True)
+    assert all(re.search(f"1 channels of plates {warning}", line) for line, warning in pairs)

@@ -50,7 +50,7 @@ def test_a_name_that_is_not_ours_by_the_description_is_the_tables(read):
 def test_a_template_may_pad_numbers(read):
     assert read([("a", "1", "A", "2", "x")], images="{plate:03}/{E}_{W}_{site:02}.tif")["path"][0] == "001/a_A_02.tif"
     with pytest.raises(
-        ValueError, match="wells.csv, row 2, column 'P': expected a whole number, as {plate:03} .* 'P1'"
+        ValueError, match="wells.csv, row 2, column 'P': expected a whole number, which {plate:03} pads .* 'P1'"
     ):
         read([("a", "P1", "A", "2", "x")], images="{plate:03}/{W}_{site}.tif")
 
@@ -86,6 +86,27 @@ def test_controls_are_named_by_value_or_by_a_column(read):
         read(rows, well_types=kinds)
     with pytest.raises(ValueError, match="row 4, column 'L': expected one of x, DMSO; found 'taxol'"):
         read(rows, columns=columns, well_types={"treatment": ["x", "DMSO"]}, images="{well}")
+
+
+def test_plates_whose_controls_are_written_otherwise_and_a_screen_without_any_are_pointed_out(read, capsys):
+    rows = [(f"b{i}", p, w, 1, x) for i, p in enumerate("PQR") for w, x in (("A", "x"), ("B", "DMSO" if i else "dmso"))]
+    read(rows, controls={"negative": ["DMSO"]})
+    out = capsys.readouterr().out
+    assert "WARNING: 1 of 3 plates have no negative control, such as P of b0, which --normalize plate needs" in out
+    read(rows, controls={"negative": ["DMSO", "dmso"]})
+    assert "no negative control" not in capsys.readouterr().out
+    read(rows)
+    assert "No controls are described: every label is taken for a treatment" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="The control 'DMSO ' is in no row .* such as 'DMSO'"):
+        read(rows, controls={"negative": ["DMSO "]})
+
+
+def test_a_word_for_an_empty_well_is_no_treatment_if_it_is_a_control(read, capsys):
+    rows = [("a", 1, "A", 1, "x"), ("a", 1, "B", 1, "Empty")]
+    read(rows, controls={"negative": ["x"]})
+    assert "WARNING: the column 'L' says 'Empty' in the rows of 1 sites" in capsys.readouterr().out
+    read(rows, controls={"negative": ["Empty"]})
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_splits_come_from_a_list_a_column_or_nothing(read):

@@ -87,6 +87,8 @@ def test_a_well_in_two_kaggle_tables_is_a_duplicate(tmp_path, kaggle_tables, edi
 
 def test_a_missing_column_is_named(release, edit_table):
     edit_table(release, lambda table: table.drop(columns="plate"))
+    with pytest.raises(ValueError, match="lacks the column 'Site_ID '. .* There is 'site_id', which differs in blanks"):
+        read_table(release / "metadata.csv", ["Site_ID "])
     with pytest.raises(ValueError, match="metadata.csv lacks the column 'plate'. Expected site_id, .* found site_id"):
         read_sites(release)
 
