@@ -11,6 +11,7 @@ import pandas as pd
 import tensorflow as tf
 from methods import SOFTMAX, label_alike
 from output_folder import CHECKPOINTS, remove_checkpoints
+from scores import classes_table, predictions_table, wells_table
 
 from keras_abra import NonFiniteLossError, ResumableRun, SkipNonFinite
 from keras_abra.fit_arguments import symbolic_batch
@@ -164,8 +165,20 @@ def say_unlabelled(splits):
     return [split for split, sites in splits.items() if sites["label"].notna().any()]
 
 
+def predictions(sites, split, logits, names):
+    """The tables of `write_results` of a split."""
+    return [make(sites, split, logits, names) for make in (predictions_table, wells_table)]
+
+
 def write_results(output, tables, metrics):
-    pd.concat(tables or [pd.DataFrame()]).to_csv(output / "predictions.csv", index=False)
+    """Writes `predictions.csv`, `wells.csv` and `classes.csv` of the splits' `predictions` and, last, the metrics."""
+    if tables:
+        sites, wells = (pd.concat(of_splits, ignore_index=True) for of_splits in zip(*tables, strict=True))
+        named = {"predictions": sites, "wells": wells, "classes": classes_table(sites, wells)}
+    else:
+        named = dict.fromkeys(("predictions", "wells", "classes"), pd.DataFrame())
+    for name, table in named.items():
+        table.to_csv(output / f"{name}.csv", index=False)
     for path in output.iterdir():  # before the mark that they are whole, and before the checkpoints go
         if path.is_file():
             with open(path, "rb+") as file:

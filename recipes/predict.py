@@ -6,10 +6,10 @@
 RECORDS is a folder of `python -m tfrecords.build`, or `records` in the output folder of a job. Class names, and what
 images are standardized by, are those of the job that trained the model (its `metrics.json`): the records may be of some
 of its compounds, or have no labels. `--ada-bn` gives the batch normalizations the statistics of each experiment in turn
-(`keras_abra.ada_bn`), without labels. Writes one row a site with the five most probable classes, with `--embeddings
-FILE` another table with the embedding that the classes are told by (of length 1), and prints the accuracy where labels
-are known. Wells of controls are left out if the job was trained without them; `--controls` predicts and embeds them
-too. One process, one device.
+(`keras_abra.ada_bn`), without labels. Writes one row a site with the five most probable classes, with `--by-well FILE`
+another table with a row a well (the mean of its sites' probabilities), with `--embeddings FILE` one with the embedding
+that the classes are told by (of length 1), and prints the accuracy where labels are known. Wells of controls are left
+out if the job was trained without them; `--controls` predicts and embeds them too. One process, one device.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import pandas as pd
 from job import as_command, images_of, kinds_to_name
 from normalization import NORMALIZATIONS, normalization
 from options import folder_or_url
-from scores import describe_sites, predictions_table, print_scores, score_labelled
+from scores import describe_sites, predictions_table, print_scores, score_labelled, wells_table
 from weights import load_model
 
 from keras_abra import ada_bn
@@ -38,11 +38,12 @@ from tfrecords.manifest import channel_names
 
 def main(argv=None):
     args = parse(argv)
-    for name, file in (("output", args.output), ("embeddings", args.embeddings)):
-        if file is not None:
-            check_new(f"--{name} {file}", file)
-    if args.embeddings == args.output:
-        raise ValueError(f"--output and --embeddings are one file, {args.output}. Name two.")
+    files = {"--output": args.output, "--by-well": args.by_well, "--embeddings": args.embeddings}
+    files = {option: file for option, file in files.items() if file is not None}
+    for option, file in files.items():
+        check_new(f"{option} {file}", file)
+        if twice := [other for other in files if other < option and files[other] == file]:
+            raise ValueError(f"{option} and {twice[0]} are one file, {file}. Name two.")
     if args.embeddings is not None and args.embeddings.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--embeddings {args.embeddings}: expected a name that ends in .csv or .parquet.")
     if args.embeddings is not None and args.embeddings.suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -92,6 +93,8 @@ def main(argv=None):
     sites, logits = pd.concat(tables, ignore_index=True), np.concatenate(logits)
     sites["label"] = labels(sites["label"], class_names(args.records, kinds), names)
     write_table(args.output, predictions_table(sites, args.split, logits, names).to_csv)
+    if args.by_well is not None:
+        write_table(args.by_well, wells_table(sites, args.split, logits, names).to_csv)
     if embed:
         table = embeddings_table(sites, args.split, np.concatenate(embeddings))
         write_table(args.embeddings, table.to_parquet if args.embeddings.suffix == ".parquet" else table.to_csv)
@@ -148,7 +151,8 @@ def parse(argv):
     parser.add_argument("--ada-bn", action="store_true", help="batch normalizations with each experiment's statistics")
     parser.add_argument("--controls", action="store_true", help="wells of controls too (default: those of the job)")
     parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
-    parser.add_argument("--output", type=Path, required=True, help="new CSV file")
+    parser.add_argument("--output", type=Path, required=True, help="new CSV file, a row a site")
+    parser.add_argument("--by-well", type=Path, help="new CSV file, a row a well")
     parser.add_argument(
         "--embeddings",
         type=Path,

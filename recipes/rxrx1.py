@@ -14,7 +14,8 @@ arcface | dsu` trains the same backbone and neck without ABRA (cutmix: plain tra
 A job that was stopped goes on with the same command line and `--resume`, from the checkpoints it left in `--output`, to
 the same result, bit for bit on a CPU. SIGTERM makes it save and leave with exit code 75.
 
-Output folder: `model.keras`, `history.csv`, `predictions.csv` and, written last, `metrics.json`.
+Output folder: `model.keras`, `history.csv`, `predictions.csv` (by site), `wells.csv` (by well: the mean of its sites'
+probabilities), `classes.csv` (how often each class is told right) and, written last, `metrics.json`.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from job import (
     is_built,
     kinds_to_name,
     predict,
+    predictions,
     say_unlabelled,
     seen_in_training,
     source_of,
@@ -56,7 +58,7 @@ from options import (
     folder_or_url,
 )
 from output_folder import at_work, finished, make_output, refusal_leaves_nothing
-from scores import predictions_table, print_scores, score_labelled
+from scores import print_scores, score_labelled
 
 from tfrecords import (
     build_records,
@@ -154,7 +156,7 @@ def train_and_score(args, settings, same, distribution, output):
     tables = []
     for split, sites in splits.items():
         logits = predict(model, records, split, evaluated[split])
-        tables.append(predictions_table(sites, split, logits, names))
+        tables.append(predictions(sites, split, logits, names))
         if split in labelled:
             metrics["splits"][split] = score_labelled(sites, logits)
     metrics |= {"channels": channel_names(read_manifest(records)), "images": images_of(records)}

@@ -37,6 +37,7 @@ from job import (
     images_of,
     is_built,
     predict,
+    predictions,
     say_unlabelled,
     seen_in_training,
     source_of,
@@ -54,7 +55,7 @@ from options import (
 )
 from output_folder import at_work, finished, make_output, refusal_leaves_nothing
 from rxrx1 import check_data, check_left_records, is_embedded
-from scores import predictions_table, print_scores, score_labelled
+from scores import print_scores, score_labelled
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
 from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
@@ -140,7 +141,7 @@ def train_and_score(args, settings, same, distribution, output):
     tables = []
     for split, sites in splits.items():
         logits = predict(model, records, split, options)
-        tables.append(predictions_table(sites, split, logits, names))
+        tables.append(predictions(sites, split, logits, names))
         if table is not None:
             predicted = np.asarray(values)[logits.argmax(axis=1)[in_table_order(sites, table)]]
             np.savetxt(output / prediction_file(split, args.seed), predicted, fmt="%d")

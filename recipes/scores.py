@@ -32,6 +32,40 @@ def predictions_table(sites, split, logits, names):
     return table
 
 
+def wells_table(sites, split, logits, names):
+    """One row a well, by the mean of its sites' probabilities.
+
+    Args:
+        sites, split, logits, names: as for `predictions_table`.
+
+    Returns:
+        pandas.DataFrame with the columns of `predictions_table`, but `well_id` and `sites`, their number, in place of
+        `site_id` and `site`.
+    """
+    wells = pd.DataFrame(_softmax(logits)).groupby(sites["well_id"].to_numpy(), sort=False)
+    first = sites.drop_duplicates("well_id")
+    table = predictions_table(first, split, np.log(np.maximum(wells.mean().to_numpy(), 1e-300)), names)
+    table = table.drop(columns="site").rename(columns={"site_id": "well_id"})
+    table["well_id"] = first["well_id"].to_numpy()
+    table.insert(table.columns.get_loc("well") + 1, "sites", wells.size().to_numpy())
+    return table
+
+
+def classes_table(sites, wells):
+    """How often each class is told right: `split`, `label`, `sites`, `accuracy`, `wells` and `well_accuracy`
+    (fractions), of those with a label.
+
+    Args:
+        sites: of `predictions_table`, of any splits.
+        wells: of `wells_table`, of the same.
+    """
+    parts = []
+    for table, names in ((sites, ("sites", "accuracy")), (wells, ("wells", "well_accuracy"))):
+        right = (table["predicted_1"] == table["label"]).groupby([table["split"], table["label"]], sort=False)
+        parts.append(right.agg(["count", "mean"]).set_axis(names, axis=1))
+    return pd.concat(parts, axis=1).reset_index()
+
+
 def describe_sites(sites, split):
     """The columns of `predictions_table` that say which site it is, as a new table."""
     table = sites[["site_id", "experiment", "cell_type", "plate_name", "well", "site_name", "sirna"]]

@@ -91,10 +91,13 @@ def test_controls_are_predicted_and_embedded_if_asked_for_and_else_named(records
     without, along, table = tmp_path / "without.csv", tmp_path / "with.csv", tmp_path / "embeddings.csv"
     run(tmp_path / "model.keras", records, "--output", without)
     assert f"Not predicted: {len(all_sites) - len(treated)} sites of control wells" in capsys.readouterr().out
-    scores = run(tmp_path / "model.keras", records, "--output", along, "--embeddings", table, "--controls")
+    options = ("--output", along, "--embeddings", table, "--by-well", tmp_path / "wells.csv", "--controls")
+    scores = run(tmp_path / "model.keras", records, *options)
     assert "control wells" not in capsys.readouterr().out
     one, both = pd.read_csv(without), pd.read_csv(along)
     assert sorted(both["site_id"]) == sorted(pd.read_csv(table)["site_id"]) == sorted(all_sites["site_id"])
+    wells = pd.read_csv(tmp_path / "wells.csv")
+    assert sorted(wells["well_id"]) == sorted(all_sites["well_id"].unique()) and wells["sites"].sum() == len(all_sites)
     again = both.set_index("site_id").loc[one["site_id"]].reset_index()
     assert again["predicted_1"].tolist() == one["predicted_1"].tolist()
     assert scores["splits"]["test"]["count"] == len(treated)  # controls are none of the model's classes
@@ -119,8 +122,8 @@ def test_what_does_not_fit_is_named(records, tmp_path, monkeypatch):
     for file, message in {"old.csv": "--embeddings .* is there already", "new.npy": "ends in .csv or .parquet"}.items():
         with pytest.raises(ValueError, match=message):
             run(model, records, "--output", new, "--embeddings", tmp_path / file)
-    with pytest.raises(ValueError, match="--output and --embeddings are one file"):
-        run(model, records, "--output", new, "--embeddings", new)
+    with pytest.raises(ValueError, match="--embeddings and --by-well are one file"):
+        run(model, records, "--output", new, "--embeddings", tmp_path / "n.csv", "--by-well", tmp_path / "n.csv")
     monkeypatch.setattr(predict, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="Parquet files need pyarrow"):
         run(model, records, "--output", new, "--embeddings", tmp_path / "new.parquet")

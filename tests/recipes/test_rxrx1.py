@@ -74,17 +74,20 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
     assert (metrics["method"], metrics["backend"], metrics["seed"]) == (method.split()[0], keras.backend.backend(), 0)
     assert metrics["options"]["cutmix"] == ("--cutmix" in method)
     assert set(metrics["splits"]) == {"id_test", "val", "test"} and len(metrics["classes"]) == 8
-    predictions = pd.read_csv(output / "predictions.csv")
+    predictions, wells, classes = (pd.read_csv(output / f"{name}.csv") for name in ("predictions", "wells", "classes"))
     for name, split in metrics["splits"].items():
         rows = predictions[predictions.split == name]
         assert split["count"] == len(rows) == sum(part["count"] for part in split["cell_type"].values())
         assert split["accuracy"] == pytest.approx((rows.predicted_1 == rows.sirna).mean())
+        rows = wells[wells.split == name]
+        assert split["well_accuracy"] == pytest.approx((rows.predicted_1 == rows.sirna).mean())
+        assert classes[classes.split == name]["sites"].sum() == split["count"] == rows["sites"].sum()
     assert len(pd.read_csv(output / "history.csv")) == 2
     assert "Accuracy (%) of" in said and "test" in said
     model = keras.models.load_model(output / "model.keras")
     assert model.predict(np.zeros((1, 24, 24, 6), "float32"), verbose=0).shape == (1, 8)
     assert sorted(p.name for p in output.iterdir()) == [
-        "history.csv", "metrics.json", "model.keras", "predictions.csv", "records",
+        "classes.csv", "history.csv", "metrics.json", "model.keras", "predictions.csv", "records", "wells.csv",
     ]  # fmt: skip
 
 

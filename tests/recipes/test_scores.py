@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scores import embedding_quality, predictions_table, print_scores, score
+from scores import classes_table, embedding_quality, predictions_table, print_scores, score, wells_table
 
 SITES = pd.DataFrame(
     {
@@ -51,6 +51,21 @@ def test_predictions_name_site_sirna_and_probability():
     other = SITES.assign(label=pd.array([1, None, 0], "Int64"))
     labels = predictions_table(other, "val", LOGITS, ["control", "treated"])["label"]
     assert labels.fillna("").tolist() == ["treated", "", "control"]
+
+
+def test_wells_have_the_mean_of_their_sites_and_classes_what_is_told_right():
+    wells = wells_table(SITES, "val", LOGITS, ["s1", "s2"])
+    assert wells[["well_id", "plate", "well", "sites", "label"]].values.tolist() == [
+        ["HUVEC-17_1_B03", "BR7", "B03", 2, "s1"],
+        ["RPE-08_1_B03", "BR7", "B03", 1, "s2"],
+    ]
+    assert wells["predicted_1"].tolist() == ["s1", "s1"] and "site" not in wells
+    assert wells["probability_1"].tolist() == pytest.approx([0.65, 0.7])
+    sites = predictions_table(SITES, "val", LOGITS, ["s1", "s2"])
+    assert classes_table(sites, wells).values.tolist() == [["val", "s1", 2, 0.5, 1, 1.0], ["val", "s2", 1, 0.0, 1, 0.0]]
+    unknown = SITES.assign(label=pd.array([0, 0, None], "Int64"))
+    tables = [make(unknown, "val", LOGITS, ["s1", "s2"]) for make in (predictions_table, wells_table)]
+    assert classes_table(*tables)["label"].tolist() == ["s1"] and len(tables[1]) == 2
 
 
 def test_names_of_cell_types_stand_apart_and_the_title_names_what_is_there(capsys):
