@@ -56,11 +56,7 @@ def fill_template(template, columns, table, source):
             continue
         values, name = columns[match[1]]
         check_cells(table.assign(**{name: values}), name, ~values.str.contains(r"[{}\x00-\x1f]"), "no brace in a path")
-        if match[2]:
-            whole = values.str.fullmatch(r"\d{1,18}")
-            padded = f"a whole number, which {match[0]} pads (1, and not 1.0)"
-            check_cells(table.assign(**{name: values}), name, whole, padded)
-            values = values.map(lambda value, width=match[2]: format(int(value), width))
+        values = _pad(match, table.assign(**{name: values}), name)
         paths = paths + (values.str.removesuffix("/") if template[end:].startswith("/") else values)
     paths = pd.Series(paths + template[end:], index=table.index, dtype=object)
     for root in dict.fromkeys([os.path.abspath(source), os.path.realpath(source)]):
@@ -74,6 +70,38 @@ def fill_template(template, columns, table, source):
         "(no \\), without '.' or '..'",
     )
     return paths
+
+
+def combine(template, table):
+    """Texts of several columns: `"{Row}{Column:02}"`, `"{Compound} {Dose}"`.
+
+    Args:
+        template: names of the table's columns in braces, whole numbers padded by `:02`.
+        table: as `table.read_table` gives it.
+
+    Returns:
+        pandas.Series of str: blanks around it and double ones are left out, and where all of its columns are empty, so
+        is it.
+
+    Raises:
+        ValueError: naming the row whose value cannot be padded.
+    """
+    texts, empty, end = "", True, 0
+    for match in _FIELD.finditer(template):
+        texts = texts + template[end : match.start()] + _pad(match, table, match[1])
+        empty = empty & (table[match[1]].str.strip() == "")
+        end = match.end()
+    texts = (texts + template[end:]).str.split().str.join(" ")
+    return texts.where(~empty, "").astype(object)
+
+
+def _pad(match, table, name):
+    """The values of a column for a field of a template: as they are, or padded with zeros."""
+    if not match[2]:
+        return table[name]
+    expected = f"a whole number, which {match[0]} pads (1, and not 1.0)"
+    check_cells(table, name, table[name].str.fullmatch(r"\d{1,18}"), expected)
+    return table[name].map(lambda value: format(int(value), match[2]))
 
 
 def check_links(source, files, rows):

@@ -59,7 +59,8 @@ def read_screen(source, screen=None):
             `channels`: names of the channels, as they stand in file names, or in the order of planes;
             `columns`: what the table calls our columns `experiment` and `well`, and as far as it has them `plate`
             (else 1), `site`, `sirna` (the label, of any kind; empty where unknown), `well_type`, `cell_type` and
-            `dataset` (train, val or test);
+            `dataset` (train, val or test); each may be put together of several: `"{Row}{Column:02}"`, which pads the
+            column's number with a zero, or `"{Compound} {Dose}"`;
             `sites`: the sites of each well, where a row is a well;
             `cell_type`: that of all rows, where there is no column;
             `controls`: the `negative` and `positive` ones, by their value in the column `sirna`, or `[""]` for those

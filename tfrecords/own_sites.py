@@ -10,7 +10,7 @@ import pandas as pd
 
 from tfrecords.images import CHANNEL
 from tfrecords.leaks import place_of_well
-from tfrecords.own_paths import fields_of, fill_template
+from tfrecords.own_paths import combine, fields_of, fill_template
 from tfrecords.own_screen import KINDS, told_otherwise
 from tfrecords.splits import SPLITS, natural
 from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, plain, read_table
@@ -50,13 +50,17 @@ def read_own_sites(source, screen, split_column=None):
     own = () if split_column is None else (split_column,)
     ours = {*columns, *({"site"} if "sites" in screen else ())}
     of_table = [name for template in templates for name in fields_of(template) if name not in ours]
-    used = [*dict.fromkeys([*columns.values(), *of_table, *own])]
+    made = {text: fields_of(text) for text in columns.values() if "{" in text}  # of several columns
+    read = [name for text in columns.values() for name in made.get(text, [text])]
+    used = [*dict.fromkeys([*read, *of_table, *own])]
     raw = read_table(
         Path(source) / screen["table"],
         used,
         optional=[name for name in _OURS if name not in {*columns, *used} | told_otherwise(screen)],
         advice=f"Correct the names of columns, the fields of the images' template {templates[0]!r}, or the table.",
     )
+    for text in made:
+        raw[text] = combine(text, raw)
     _report_unused(raw, used)
     if "sites" in screen:
         count = len(raw)

@@ -55,6 +55,21 @@ def test_a_template_may_pad_numbers(read):
         read([("a", "P1", "A", "2", "x")], images="{plate:03}/{W}_{site}.tif")
 
 
+def test_a_column_may_be_put_together_of_several(read):
+    columns = {"experiment": "E", "well": "{W}{S:02}", "sirna": "{L} {P}"}
+    rows = [("a", "10", "A", "1", "x"), ("a", "3", "A", "2", "x"), ("b", "", "B", "3", "DMSO"), ("b", "", "B", "4", "")]
+    sites = read(rows, columns=columns, images="{well}_{S}.tif", controls={"negative": ["DMSO"]})
+    assert sites["well"].tolist() == ["A01", "A02", "B03", "B04"] and sites["path"][1] == "A02_2.tif"
+    assert sites["sirna"].tolist() == ["x 10", "x 3", "DMSO", None]
+    assert sites["well_type"].tolist()[2] == "negative_control" and sites["sirna_id"].tolist()[:2] == [1, 0]
+    with pytest.raises(ValueError, match="wells.csv lacks the column 'Q'. Expected E, W, Q"):
+        read(rows, columns=columns | {"well": "{W}{Q}"}, images="{E}_{S}.tif")
+    with pytest.raises(ValueError, match="row 2, column 'W': expected a whole number, which {W:02} pads .* found 'A'"):
+        read(rows, columns=columns | {"well": "{W:02}{S}"}, images="{E}_{S}.tif")
+    with pytest.raises(ValueError, match="has a brace that encloses no name"):
+        read(rows, columns=columns | {"well": "{W"}, images="{E}_{S}.tif")
+
+
 def test_labels_are_ranked_treatments_first_in_natural_order():
     names = pd.Series(["c10", "c9", "", "DMSO", "p", "c9"])
     kinds = pd.Series(["treatment", "treatment", "treatment", "negative_control", "positive_control", "treatment"])
