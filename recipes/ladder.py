@@ -10,8 +10,8 @@
 Draws synthetic screens, trains every method on each with the same network, data order (but of methods that compose
 their batches) and rule of convergence (`converge.Converge`), and scores id_test and val, and test once, at the end.
 With `--trials` each method's settings are chosen first, by accuracy on the validation experiments of a screen that is
-used for nothing else; the same number of trials for each. The output folder gets `ladder.md`, `ladder.csv`,
-`test_time.csv`, `cells.csv` and `ladder.png`.
+used for nothing else (`--trial-screens 3`: by the mean of three such); the same number of trials for each. The output
+folder gets `ladder.md`, `ladder.csv`, `test_time.csv`, `cells.csv` and `ladder.png`.
 
 A run that was killed goes on with the same command: a finished training (method, settings, screen, seed) is never
 repeated, and more seeds or methods are added to the folder in the same way.
@@ -40,7 +40,15 @@ from tfrecords.screen_appearance import SHIFTS
 # At least 47 epochs: the embedded screen's ERM was accepted with 45.
 RULE = {"warmup": 2, "patience": 8, "smooth": 5, "least": 30, "most": 80, "decay": 0.5}
 SCREEN = {"batch_effect": 1.0, "image_size": 48, "treatments": 44, "train": 14, "val": 4, "test": 12}
-LEAST = {"seeds": 1, "trials": 0, "first_screen": 0, "train_experiments": 1, "treatments": 4, "workers": 1}
+LEAST = {
+    "seeds": 1,
+    "trials": 0,
+    "trial_screens": 1,
+    "first_screen": 0,
+    "train_experiments": 1,
+    "treatments": 4,
+    "workers": 1,
+}
 COUNTS = {"train_experiments": "train", "treatments": "treatments"}  # arguments that change numbers of SCREEN
 # Screens of real images. On painted fields ArcFace collapses at the rate of the drawn screens: a lower one for all
 # methods, with which ArcFace learns (seed 1000, validation plates). Mirrored and turned digits are others.
@@ -132,6 +140,7 @@ def parse(argv):
         "--first-screen", type=int, metavar="SEED", help="take screens from this one on, such as 5000: new ones"
     )
     parser.add_argument("--trials", type=int, help="settings tried for each method; 0: its defaults (full 8, others 0)")
+    parser.add_argument("--trial-screens", type=int, default=1, help="screens that each of them is trained on (1)")
     parser.add_argument("--tuned", type=Path, metavar="FILE", help="tuned.json: its methods need no more trials")
     parser.add_argument(
         "--rates", nargs="+", type=float, help="learning rates; each method's best on a screen's val is reported"
@@ -164,8 +173,12 @@ def parse(argv):
     trials = 0 if args.rates or args.screen in REAL else PRESETS[args.preset]["trials"]
     trials = trials if args.trials is None else args.trials
     first = PRESETS[args.preset]["first_screen"] if args.first_screen is None else args.first_screen
-    if trials and first <= DEVELOPMENT < first + (args.seeds or PRESETS[args.preset]["seeds"]):
-        parser.error(f"Trials are made on screen {DEVELOPMENT}: it cannot be one of those that are reported, too.")
+    tried = range(DEVELOPMENT, DEVELOPMENT + args.trial_screens)
+    if trials and {*tried} & {*range(first, first + (args.seeds or PRESETS[args.preset]["seeds"]))}:
+        several = f"the {len(tried)} screens from {DEVELOPMENT} on" if len(tried) > 1 else f"screen {DEVELOPMENT}"
+        parser.error(f"Trials are made on {several}: none can be one of those that are reported, too.")
+    if args.trial_screens > 1 and not trials:
+        parser.error(f"--trial-screens {args.trial_screens} is of trials, and there are none.")
     if args.tuned and args.screen == "synthetic" and (args.rates or not trials or not args.tuned.is_file()):
         parser.error(f"--tuned takes a file, trials and no --rates; received {args.tuned}, {trials}, {args.rates}")
     if args.rates and (args.trials or len({*args.rates}) < len(args.rates) or min(args.rates) <= 0):

@@ -9,7 +9,7 @@ import numpy as np
 from ladder_methods import ABLATION, ADVERSARY, built_on, method_settings, random_control, split_rate
 from ladder_runs import make_cell, read_result, run_cells, write_json
 
-DEVELOPMENT = 1000  # the screen that trials are made on, and nothing else
+DEVELOPMENT = 1000  # the first of the screens that trials are made on, and nothing else
 # What is searched on validation experiments: rate and decay for every method, and at most two of its own.
 SPACES = {
     "learning_rate": (5e-3, 1e-2, 2e-2),
@@ -26,23 +26,29 @@ OWN = ("radius", "box", "probability", "alpha", "penalty", "margin", "scale")
 
 
 def tune(plan, args):
-    """Settings of each method: the trial that is best on the validation experiments of the development screen."""
-    screen = plan["screen"] | {"seed": DEVELOPMENT}
-    chosen_alike = {"trials": plan["trials"], "screen": screen, "rule": plan["rule"]}
+    """Settings of each method: the trial that is best on the validation experiments of the development screens."""
+    screens = [plan["screen"] | {"seed": DEVELOPMENT + i} for i in range(args.trial_screens)]
+    chosen_alike = {"trials": plan["trials"], "screen": screens[0], "rule": plan["rule"]}
+    if len(screens) > 1:
+        chosen_alike["trial_screens"] = len(screens)
     best = read_tuned(args.tuned, plan["methods"], chosen_alike, **plan.get("common", {})) if args.tuned else {}
     trials = {
         method: [
-            make_cell(method, trial_settings(method, i, **plan.get("common", {})), screen, 0, plan, ["id_test", "val"])
-            for i in range(plan["trials"])
+            [make_cell(method, settings, screen, seed, plan, ["id_test", "val"]) for seed, screen in enumerate(screens)]
+            for settings in (trial_settings(method, i, **plan.get("common", {})) for i in range(plan["trials"]))
         ]
         for method in plan["methods"]
         if method not in best
     }
-    run_cells([cell for cells in trials.values() for cell in cells], args)
-    for method, cells in trials.items():
-        found = [read_result(args.output, cell) for cell in cells]
-        scores = [-1.0 if r["diverged"] else r["splits"]["val"]["accuracy"] for r in found]
-        best[method] = cells[scores.index(max(scores))]["settings"]
+    run_cells([cell for of_method in trials.values() for of_trial in of_method for cell in of_trial], args)
+
+    def score(cell):
+        found = read_result(args.output, cell)
+        return -1.0 if found["diverged"] else found["splits"]["val"]["accuracy"]
+
+    for method, of_method in trials.items():
+        scores = [np.mean([score(cell) for cell in of_trial]) for of_trial in of_method]
+        best[method] = of_method[int(np.argmax(scores))][0]["settings"]
     file = args.output / "tuned.json"
     before = read_before(file, chosen_alike, **plan.get("common", {}))
     write_json(file, chosen_alike | {"backend": keras.backend.backend(), "settings": before | best})
@@ -91,8 +97,9 @@ def read_tuned(file, methods, chosen_alike, **changes):
     Args:
         file: its `tuned.json`.
         methods: names; those that the file lacks are left out.
-        chosen_alike: dict of `trials`, their number for each method, `screen`, the one they were made on, and `rule`,
-            of convergence (the first ladders' files have none; it was the same for all of them).
+        chosen_alike: dict of `trials`, their number for each method, `screen`, the first one they were made on, `rule`,
+            of convergence (the first ladders' files have none; it was the same for all of them), and `trial_screens`,
+            where they were made on several.
         changes: settings that all methods of this ladder share.
 
     Raises:
@@ -103,6 +110,7 @@ def read_tuned(file, methods, chosen_alike, **changes):
         found = json.loads(file.read_text())
         trials = {name: found[name] for name in ("trials", "screen")}
         trials["rule"] = found.get("rule", chosen_alike["rule"])
+        trials |= {name: found[name] for name in ("trial_screens",) if name in found}
         tuned = {method: {**settings} for method, settings in found["settings"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no tuned.json of a ladder: expected trials, screen and settings.") from error

@@ -47,6 +47,36 @@ def test_trials_never_see_test_and_the_best_on_val_is_used(tmp_path, monkeypatch
     assert list(json.loads((tmp_path / "again/tuned.json").read_text())["settings"]) == ["erm"]
 
 
+def test_the_trial_that_is_best_over_several_screens_is_used(tmp_path, monkeypatch):
+    seen = []
+
+    def fake(one, screens):
+        seen.append(one)
+        rate, lucky = one["settings"]["learning_rate"], one["screen"]["seed"] == DEVELOPMENT
+        value = 0.9 if lucky and rate == 0.02 else 0.002 / rate  # the largest on one screen, the smallest on all
+        return result_of({split: value for split in one["splits"]})
+
+    monkeypatch.setattr(ladder_cell, "run_cell", fake)
+    monkeypatch.setattr(ladder_runs, "prepare_screen", lambda task: None)
+    arguments = ("--methods", "erm", "--trials", "8", "--seeds", "1")
+    start(tmp_path / "one", *arguments)
+    assert seen[-1]["settings"]["learning_rate"] == 0.02
+    seen.clear()
+    start(tmp_path / "three", *arguments, "--trial-screens", "3")
+    tried = [(one["screen"]["seed"], one["seed"]) for one in seen[:-1]]
+    assert sorted(tried) == sorted([(DEVELOPMENT + i, i) for i in range(3)] * 8)
+    assert seen[-1]["settings"]["learning_rate"] == 0.005
+    tuned = ("--tuned", str(tmp_path / "three" / "tuned.json"))
+    seen.clear()
+    start(tmp_path / "again", *arguments, "--trial-screens", "3", *tuned)
+    assert len(seen) == 1
+    with pytest.raises(ValueError, match="was chosen by other trials than this run makes"):
+        start(tmp_path / "again", *arguments, *tuned)
+    for more in (("--first-screen", "1002"), ("--trials", "0")):
+        with pytest.raises(SystemExit):
+            start(tmp_path / "again", *arguments, "--trial-screens", "3", *more)
+
+
 @pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
