@@ -152,15 +152,22 @@ class ResumableRun(keras.callbacks.Callback):
 
     def _newest(self):
         backend.wait_for_processes()  # the one that writes may still be writing
-        end = time.monotonic() + self.PATIENCE
+        end = None
         while True:
-            found = read_checkpoint(self.folder, clean=not backend.process_index())
-            number = 0 if found is None else int(found.path.name)
+            found = complaint = None
+            try:
+                found = read_checkpoint(self.folder, clean=not backend.process_index())
+                number = 0 if found is None else int(found.path.name)
+            except (ValueError, OSError) as error:  # as of a list of checkpoints that have been removed since
+                complaint, number = error, -1
             newest = backend.largest_of_processes(number)
             if not backend.in_any_process(number != newest):
+                if complaint is not None:
+                    raise complaint
                 return found
+            end = end or time.monotonic() + self.PATIENCE
             if backend.in_any_process(time.monotonic() > end):
-                raise ValueError(
+                raise complaint or ValueError(
                     f"Processes see different checkpoints in {self.folder}: the newest is {newest:08d}, and some see "
                     "an older one or none. Name a folder that all share."
                 )

@@ -50,8 +50,7 @@ def main(argv=None):
         raise ValueError("--embeddings: Parquet files need pyarrow: pip install pyarrow, or write a .csv file.")
     job = read_job(args.model, args.normalize)
     manifest = read_manifest(args.records)
-    trained_on = job["kinds"] or kinds_to_name(args.records)
-    kinds = KINDS if args.controls else trained_on
+    kinds = KINDS if args.controls else job["kinds"] or kinds_to_name(args.records)
     model, names = load(args.model, tuple(manifest["image_shape"]), job)
     if job["channels"] not in (None, found := channel_names(manifest)):
         print(
@@ -64,7 +63,7 @@ def main(argv=None):
             "with the same options, unless another microscope needs others to come to the same scale and brightness."
         )
     counts = list_sites(args.records, args.split, kinds)["experiment"].value_counts()
-    normalize = normalization(args.records, args.split, job["normalize"], trained_on)
+    normalize = normalization(args.records, args.split, job["normalize"], kinds)
     left_out = sum(
         shard["count"] for shard in manifest["shards"] if shard["split"] == args.split and shard["kind"] not in kinds
     )
@@ -149,7 +148,7 @@ def parse(argv):
     parser.add_argument("--split", default="test", choices=("train", "id_test", "val", "test"), help="default: test")
     parser.add_argument("--normalize", choices=NORMALIZATIONS, help="as recipes/rxrx1.py (default: as the job did)")
     parser.add_argument("--ada-bn", action="store_true", help="batch normalizations with each experiment's statistics")
-    parser.add_argument("--controls", action="store_true", help="wells of controls too (default: those of the job)")
+    parser.add_argument("--controls", action="store_true", help="wells of controls too, for --ada-bn as well")
     parser.add_argument("--batch-size", type=int, default=128, help="default: 128")
     parser.add_argument("--output", type=Path, required=True, help="new CSV file, a row a site")
     parser.add_argument("--by-well", type=Path, help="new CSV file, a row a well")

@@ -33,7 +33,7 @@ def predictions_table(sites, split, logits, names):
 
 
 def wells_table(sites, split, logits, names):
-    """One row a well, by the mean of its sites' probabilities.
+    """One row a well, by the mean of all its sites' probabilities.
 
     Args:
         sites, split, logits, names: as for `predictions_table`.
@@ -43,7 +43,9 @@ def wells_table(sites, split, logits, names):
         `site_id` and `site`.
     """
     wells = pd.DataFrame(_softmax(logits)).groupby(sites["well_id"].to_numpy(), sort=False)
+    known = sites.groupby("well_id", sort=False)[["label", "sirna"]].first()  # that is not missing
     first = sites.drop_duplicates("well_id")
+    first = first.assign(**{name: known[name].to_numpy() for name in known})
     table = predictions_table(first, split, np.log(np.maximum(wells.mean().to_numpy(), 1e-300)), names)
     table = table.drop(columns="site").rename(columns={"site_id": "well_id"})
     table["well_id"] = first["well_id"].to_numpy()
@@ -152,7 +154,7 @@ def print_scores(metrics, title=None, seen=()):
         whole = {name: note for name, note in notes.items() if name in splits and name not in seen}
         note = next(iter(whole.values()), "no experiment that was not trained on")
         if "test" in seen and "test" in splits:
-            note = "test: other sites of experiments that were trained on, scored once"
+            note = "test: other sites, also of experiments that were trained on, scored once"
         title = f"{metrics['method']}, seed {metrics['seed']}; {note}"
     print(f"\nAccuracy (%) of {title}")
     widths = [max(8, len(name) + 2) for name in cell_types]

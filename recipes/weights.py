@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def _downloading_alone(weights):
     """Keras downloads into the file itself: of several processes with one cache one does, and the others find it."""
     with contextlib.ExitStack() as stack:
         if weights == "imagenet":
-            cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+            home = os.path.expanduser("~")
+            home = home if os.access(home, os.W_OK) else tempfile.gettempdir()  # as Keras chooses it
+            cache = Path(os.environ.get("KERAS_HOME") or Path(home) / ".keras")
             with contextlib.suppress(OSError):  # a cache that may only be read
                 cache.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock_file(cache / "weights.lock"))

@@ -10,6 +10,7 @@ import numpy as np
 from tfrecords.faults import MOST, Faults, collect_faults
 from tfrecords.images import by_file, load_planes, wrong_depth
 from tfrecords.intensity import DEFAULT, Range, parse_intensity
+from tfrecords.manifest import channel_names
 from tfrecords.parallel import run_tasks
 
 _MOST_SITES = 32
@@ -46,7 +47,7 @@ def find_ranges(source, sites, options, size, workers=None):
             raise
         found = {}  # what cannot be read is named where it is written
     ranges = fix_ranges(sites, channels, intensity) if fixed else found
-    for warning in lost_levels(found, ranges, channels):
+    for warning in lost_levels(found, ranges, channel_names({"options": options}), _plate_names(sites)):
         print(f"WARNING: {warning}")
     return ranges
 
@@ -64,13 +65,21 @@ class Plate(NamedTuple):
     high: float
 
 
-def lost_levels(found, ranges, channels):
+def _plate_names(sites):
+    if "plate_name" not in sites:
+        return {}
+    rows = sites[["experiment", "plate", "plate_name"]].drop_duplicates().itertuples(index=False)
+    return {(experiment, int(plate)): name for experiment, plate, name in rows}
+
+
+def lost_levels(found, ranges, channels, plates=None):
     """What the grey levels that become 0 and 255 leave nothing of.
 
     Args:
         found: dict of (experiment, plate) -> list of `Range`, as measured by percentiles.
         ranges: the same of what becomes 0 and 255.
-        channels: names of the channels.
+        channels: names of the channels, in the order of the ranges.
+        plates: names of plates, dict of (experiment, plate); the others have their numbers.
 
     Returns:
         List of texts.
@@ -78,7 +87,7 @@ def lost_levels(found, ranges, channels):
     flat, coarse, bright = [], [], []
     for key, measured in sorted(found.items()):
         for channel, level, used in zip(channels, measured, ranges[key], strict=True):
-            where = f"plate {key[1]} of {key[0]}, channel {channel}: {level.low:g}"
+            where = f"plate {(plates or {}).get(key, key[1])} of {key[0]}, channel {channel}: {level.low:g}"
             if level.high - level.low <= 1:
                 flat.append(where)
                 continue
@@ -90,10 +99,13 @@ def lost_levels(found, ranges, channels):
             elif level.high > 2 * used.high:
                 bright.append(where)
     texts = {
-        "have one grey level in all sites looked at": (flat, "Such a channel tells nothing: look at its files."),
+        "have one grey level between the percentiles looked at": (
+            flat,
+            "Look at their files: is the channel empty or saturated, or the signal rarer than that?",
+        ),
         "keep few steps between the grey levels that become 0 and 255": (
             coarse,
-            "Give levels that fit the camera's: files of 16 bits often hold 12, fixed:0,4095.",
+            "Give levels nearer to those that were found: files of 16 bits often hold 12.",
         ),
         "reach more than twice the level that becomes 255": (bright, "Give a higher one, unless it is meant."),
     }

@@ -72,27 +72,29 @@ def fill_template(template, columns, table, source):
     return paths
 
 
-def combine(template, table):
+def combine(template, table, is_label=False):
     """Texts of several columns: `"{Row}{Column:02}"`, `"{Compound} {Dose}"`.
 
     Args:
         template: names of the table's columns in braces, whole numbers padded by `:02`.
         table: as `table.read_table` gives it.
+        is_label: whether columns may be empty: without the first there is no label, without others it ends sooner.
 
     Returns:
-        pandas.Series of str: blanks around it and double ones are left out, and where all of its columns are empty, so
-        is it.
+        pandas.Series of str, without blanks around it.
 
     Raises:
-        ValueError: naming the row whose value cannot be padded.
+        ValueError: naming the row whose value is missing or cannot be padded.
     """
-    texts, empty, end = "", True, 0
+    texts, end, empty = "", 0, None
     for match in _FIELD.finditer(template):
+        absent = table[match[1]].str.strip() == ""
+        if not is_label:
+            check_cells(table, match[1], ~absent, f"a value, for {template!r}")
+        empty = absent if empty is None else empty
         texts = texts + template[end : match.start()] + _pad(match, table, match[1])
-        empty = empty & (table[match[1]].str.strip() == "")
         end = match.end()
-    texts = (texts + template[end:]).str.split().str.join(" ")
-    return texts.where(~empty, "").astype(object)
+    return (texts + template[end:]).str.strip().where(~empty, "").astype(object)
 
 
 def _pad(match, table, name):

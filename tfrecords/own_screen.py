@@ -60,7 +60,7 @@ def read_screen(source, screen=None):
             `columns`: what the table calls our columns `experiment` and `well`, and as far as it has them `plate`
             (else 1), `site`, `sirna` (the label, of any kind; empty where unknown), `well_type`, `cell_type` and
             `dataset` (train, val or test); each may be put together of several: `"{Row}{Column:02}"`, which pads the
-            column's number with a zero, or `"{Compound} {Dose}"`;
+            column's number with a zero, or, as a label, `"{Compound} {Dose}"` (none where the first is empty);
             `sites`: the sites of each well, where a row is a well;
             `cell_type`: that of all rows, where there is no column;
             `controls`: the `negative` and `positive` ones, by their value in the column `sirna`, or `[""]` for those
@@ -102,6 +102,12 @@ def read_screen(source, screen=None):
         raise ValueError(
             f"{place} has 'well_types', and no column to read them in. Add `well_type = ...` to its columns."
         )
+    for name, column in screen["columns"].items():
+        if CHANNEL in column:
+            raise ValueError(
+                f"{place} has {CHANNEL} in the column {name!r}, {column!r}: names in braces are the table's columns, "
+                f"and {CHANNEL} is of `images`. Rename a column of that name in the table."
+            )
     _check_channels(place, screen)
     for one, other in _EITHER:
         if one in screen and other in screen["columns"]:
@@ -127,7 +133,8 @@ def add_screen(parser):
     group.add_argument("--screen", help=f"TOML file that describes it (default: {SCREEN_FILE} in the source)")
     group.add_argument("--table", help="CSV or Parquet file, below the source or with its full path")
     group.add_argument("--images", help="where files are: '{plate}/{well}_f{site}_ch{channel}.tif'")
-    group.add_argument("--columns", help="what the table calls ours: experiment=Batch,well=Well,plate=Plate,...")
+    columns = "what the table calls ours: experiment=Batch,plate=Plate,well=Well (or {Row}{Column:02}),..."
+    group.add_argument("--columns", help=columns)
     group.add_argument("--controls", action="append", help="negative=DMSO or positive=NAME; may be repeated")
     group.add_argument("--intensity", help="grey levels that become 0 and 255: percentile:0.1,99.9 or fixed:0,4095")
 

@@ -60,7 +60,7 @@ def read_own_sites(source, screen, split_column=None):
         advice=f"Correct the names of columns, the fields of the images' template {templates[0]!r}, or the table.",
     )
     for text in made:
-        raw[text] = combine(text, raw)
+        raw[text] = combine(text, raw, is_label=text == columns.get("sirna"))
     _report_unused(raw, used)
     if "sites" in screen:
         count = len(raw)

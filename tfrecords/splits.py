@@ -84,10 +84,8 @@ def assign_folds(sites, folds):
     pairs = sites[["cell_type", "experiment"]].drop_duplicates().sort_values("cell_type")
     experiments = pairs.drop_duplicates("experiment").values.tolist()
     if len(experiments) < folds:
-        raise ValueError(
-            f"{folds} folds need as many training experiments; found {len(experiments)}. Ask for fewer folds, such as "
-            f"kfold-{max(2, len(experiments))}-1."
-        )
+        fewer = f"Ask for fewer folds, such as kfold-{len(experiments)}-1." if len(experiments) > 1 else "Add some."
+        raise ValueError(f"{folds} folds need as many training experiments; found {len(experiments)}. {fewer}")
     order = sorted(experiments, key=lambda pair: (pair[0], natural(pair[1])))
     return {experiment: 1 + i % folds for i, (_, experiment) in enumerate(order)}
 

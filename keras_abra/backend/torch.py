@@ -112,7 +112,7 @@ def take_noise_from_state(layers):
     for layer in layers:
         for generator in layer._seed_generators:
             if generator._initial_seed is None:
-                generator._initial_seed = 0  # any but None: the state has been drawn
+                generator._initial_seed = int(generator.state.value[0])  # any but None; it is that
 
 
 def replica_values(variable):

@@ -72,8 +72,8 @@ class ABRAHyperModel(keras_tuner.HyperModel):
         optimizer: function of `(learning_rate, weight_decay)` that makes the optimizer. Default
             `keras.optimizers.AdamW`.
         seed: integer of at least 0.
-        uncertainty: dict of more arguments of `FeatureStatisticsUncertainty`, the same in every trial: `structure`,
-            `start`, `shared_by` and so on.
+        uncertainty: dict of more arguments of `FeatureStatisticsUncertainty`, the same in every trial: `structure`
+            (by default `low_rank` in trials with an adversary, else `diagonal`), `start`, `shared_by` and so on.
         loss: `ArcFace` (default) or `CosFace`, the class whose margin and scale are searched.
         alignment: dict of more arguments of `DistributionAlignment`, the same in every trial: `two_sided`,
             `synchronized`.

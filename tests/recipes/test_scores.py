@@ -63,6 +63,9 @@ def test_wells_have_the_mean_of_their_sites_and_classes_what_is_told_right():
     assert wells["probability_1"].tolist() == pytest.approx([0.65, 0.7])
     sites = predictions_table(SITES, "val", LOGITS, ["s1", "s2"])
     assert classes_table(sites, wells).values.tolist() == [["val", "s1", 2, 0.5, 1, 1.0], ["val", "s2", 1, 0.0, 1, 0.0]]
+    half = SITES.assign(label=pd.array([None, 0, 1], "Int64"), sirna=[None, "s1", "s2"])
+    table = wells_table(half, "val", LOGITS, ["s1", "s2"])
+    assert table[["label", "sirna"]].values.tolist() == [["s1", "s1"], ["s2", "s2"]]
     unknown = SITES.assign(label=pd.array([0, 0, None], "Int64"))
     tables = [make(unknown, "val", LOGITS, ["s1", "s2"]) for make in (predictions_table, wells_table)]
     assert classes_table(*tables)["label"].tolist() == ["s1"] and len(tables[1]) == 2

@@ -86,7 +86,7 @@ def test_a_fixed_range_is_that_also_of_files_that_cannot_be_read_and_none_is_non
         ((500, 2700), "fixed:0,1000", ["reach more than twice the level that becomes 255, such as plate 1 of a"]),
         ((500, 2700), "fixed:0,4095", []),
         ((500, 2700), "percentile:0.1,99.9", []),
-        ((65535, 65536), "percentile:0.1,99.9", ["have one grey level .*, channel 1: 65535. Such a channel tells"]),
+        ((65535, 65536), "percentile:0.1,99.9", ["have one grey level .*, channel 1: 65535. Look at their files"]),
         ((0, 1), "fixed:0,4095", ["have one grey level"]),
     ],
 )
@@ -95,9 +95,16 @@ def test_levels_that_leave_nothing_of_a_channel_are_pointed_out(tmp_path, capsys
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.tif")
     sites = pd.DataFrame({"experiment": "a", "plate": 1, "site_id": [f"s{i}" for i in range(3)]})
-    sites = sites.assign(path=[(f"{i}.tif",) for i in range(3)])
+    sites = sites.assign(path=[(f"{i}.tif",) for i in range(3)], plate_name="1")
     find_ranges(tmp_path, sites, {"channels": [1], "intensity": intensity}, (20, 20))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
     assert len(lines) == len(warnings)
     pairs = zip(lines, warnings, strict=True)
     assert all(re.search(f"1 channels of plates {warning}", line) for line, warning in pairs)
+
+
+def test_a_lost_channel_is_told_by_the_names_of_the_screen(plate, tmp_path, capsys):
+    sites = plate[0].assign(plate_name="BR00117")
+    options = {"channels": [1], "intensity": "fixed:0,65535", "screen": {"channels": ["DAPI"]}}
+    find_ranges(tmp_path, sites, options, (6, 7))
+    assert "such as plate BR00117 of a, channel DAPI: " in capsys.readouterr().out

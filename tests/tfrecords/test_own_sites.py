@@ -57,7 +57,12 @@ def test_a_template_may_pad_numbers(read):
 
 def test_a_column_may_be_put_together_of_several(read):
     columns = {"experiment": "E", "well": "{W}{S:02}", "sirna": "{L} {P}"}
-    rows = [("a", "10", "A", "1", "x"), ("a", "3", "A", "2", "x"), ("b", "", "B", "3", "DMSO"), ("b", "", "B", "4", "")]
+    rows = [
+        ("a", "10", "A", "1", "x"),
+        ("a", "3", "A", "2", "x"),
+        ("b", "", "B", "3", "DMSO"),
+        ("b", "0", "B", "4", ""),
+    ]
     sites = read(rows, columns=columns, images="{well}_{S}.tif", controls={"negative": ["DMSO"]})
     assert sites["well"].tolist() == ["A01", "A02", "B03", "B04"] and sites["path"][1] == "A02_2.tif"
     assert sites["sirna"].tolist() == ["x 10", "x 3", "DMSO", None]
@@ -66,6 +71,10 @@ def test_a_column_may_be_put_together_of_several(read):
         read(rows, columns=columns | {"well": "{W}{Q}"}, images="{E}_{S}.tif")
     with pytest.raises(ValueError, match="row 2, column 'W': expected a whole number, which {W:02} pads .* found 'A'"):
         read(rows, columns=columns | {"well": "{W:02}{S}"}, images="{E}_{S}.tif")
+    with pytest.raises(ValueError, match="row 4, column 'P': expected a value, for '{W}{P}'; found ''"):
+        read(rows, columns=columns | {"well": "{W}{P}"}, images="{E}_{S}.tif")
+    with pytest.raises(ValueError, match="has {channel} in the column 'sirna', '{L} {channel}': names in braces"):
+        read(rows, columns=columns | {"sirna": "{L} {channel}"}, images="{E}_{S}.tif")
     with pytest.raises(ValueError, match="has a brace that encloses no name"):
         read(rows, columns=columns | {"well": "{W"}, images="{E}_{S}.tif")
 
