@@ -167,10 +167,10 @@ class ResumableRun(keras.callbacks.Callback):
                 return found
             end = end or time.monotonic() + self.PATIENCE
             if backend.in_any_process(time.monotonic() > end):
-                raise complaint or ValueError(
+                raise ValueError(
                     f"Processes see different checkpoints in {self.folder}: the newest is {newest:08d}, and some see "
                     "an older one or none. Name a folder that all share."
-                )
+                ) from complaint
             time.sleep(1)
 
     def _forget(self):

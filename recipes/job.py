@@ -47,10 +47,10 @@ def kinds_to_name(records):
     return ("treatment",) if read_manifest(records)["options"]["label"] == "sirna_id" else KINDS
 
 
-def seen_in_training(records):
-    """The splits, of val and test, that have experiments which are trained on: by WILDS's `mixed-to-test`."""
+def is_mixed(records):
+    """Whether test has experiments that are trained on: by WILDS's `mixed-to-test`."""
     experiments = read_manifest(records)["experiments"]
-    return [split for split in ("val", "test") if {*experiments[split]} & {*experiments["train"]}]
+    return bool({*experiments["test"]} & {*experiments["train"]})
 
 
 def images_of(records):

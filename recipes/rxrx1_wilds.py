@@ -36,10 +36,10 @@ from job import (
     fit,
     images_of,
     is_built,
+    is_mixed,
     predict,
     predictions,
     say_unlabelled,
-    seen_in_training,
     source_of,
     write_results,
 )
@@ -164,7 +164,7 @@ def train_and_score(args, settings, same, distribution, output):
     }
     metrics["options"] = same | settings | {"on_nan": args.on_nan} | source_of(args)
     write_results(output, tables, metrics)
-    print_scores(metrics, seen=seen_in_training(records))
+    print_scores(metrics, mixed=is_mixed(records))
     print(f"Written to {output}")
     return metrics
 

@@ -139,22 +139,20 @@ def embedding_quality(embeddings, labels):
     }
 
 
-def print_scores(metrics, title=None, seen=()):
-    """Prints accuracy in percent, one row a split, one column a cell type; `seen`: splits, of val and test, with
-    experiments that were trained on."""
+def print_scores(metrics, title=None, mixed=False):
+    """Prints accuracy in percent, one row a split, one column a cell type; `mixed`: whether test has experiments that
+    were trained on."""
     splits = metrics["splits"]
     if not splits:
         return
     cell_types = sorted({name for split in splits.values() for name in split["cell_type"]})
     if title is None:
+        unseen = "other sites, also of experiments trained on" if mixed else "experiments never seen"
         notes = {
-            "test": "test: experiments never seen, scored once",
+            "test": f"test: {unseen}, scored once",
             "val": "val: experiments never seen, on which the epoch was chosen",
         }
-        whole = {name: note for name, note in notes.items() if name in splits and name not in seen}
-        note = next(iter(whole.values()), "no experiment that was not trained on")
-        if "test" in seen and "test" in splits:
-            note = "test: other sites, also of experiments that were trained on, scored once"
+        note = next((note for name, note in notes.items() if name in splits), "no experiment that was not trained on")
         title = f"{metrics['method']}, seed {metrics['seed']}; {note}"
     print(f"\nAccuracy (%) of {title}")
     widths = [max(8, len(name) + 2) for name in cell_types]

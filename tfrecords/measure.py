@@ -72,7 +72,7 @@ def _plate_names(sites):
     return {(experiment, int(plate)): name for experiment, plate, name in rows}
 
 
-def lost_levels(found, ranges, channels, plates=None):
+def lost_levels(found, ranges, channels, plates):
     """What the grey levels that become 0 and 255 leave nothing of.
 
     Args:
@@ -87,7 +87,7 @@ def lost_levels(found, ranges, channels, plates=None):
     flat, coarse, bright = [], [], []
     for key, measured in sorted(found.items()):
         for channel, level, used in zip(channels, measured, ranges[key], strict=True):
-            where = f"plate {(plates or {}).get(key, key[1])} of {key[0]}, channel {channel}: {level.low:g}"
+            where = f"plate {plates.get(key, key[1])} of {key[0]}, channel {channel}: {level.low:g}"
             if level.high - level.low <= 1:
                 flat.append(where)
                 continue

@@ -80,3 +80,5 @@ def test_names_of_cell_types_stand_apart_and_the_title_names_what_is_there(capsy
     assert head.split() == "split sites accuracy by well HUVEC primary endothelial".split() and len(head) == len(row)
     print_scores({"method": "erm", "seed": 3, "splits": {"id_test": scores, "val": scores, "test": scores}})
     assert "test: experiments never seen, scored once" in capsys.readouterr().out
+    print_scores({"method": "erm", "seed": 3, "splits": {"val": scores, "test": scores}}, mixed=True)
+    assert "test: other sites, also of experiments trained on, scored once" in capsys.readouterr().out
