@@ -141,13 +141,20 @@ def control_of(method):
 
 
 def built_on(method):
-    """The method whose batches a variant of ABRA has, as `abra:cutmix` has those of `cutmix`, at the same rate of its
-    own; None for others."""
+    """The method whose settings another one is offered in its trials, at the same rate of its own; None for others.
+
+    That whose batches a variant of ABRA has, as `abra:cutmix` has those of `cutmix`, and the same at its own compute:
+    `erm` for `erm_more`.
+    """
     base, rate = split_rate(method)
     name, _, variant = base.partition(":")
-    if name not in ("abra", "abra_random") or variant not in METHODS:
+    if base.endswith("_more"):
+        under = base.removesuffix("_more")
+    elif name in ("abra", "abra_random") and variant in METHODS:
+        under = variant
+    else:
         return None
-    return f"{variant}:{RATE}{rate}" if rate else variant
+    return f"{under}:{RATE}{rate}" if rate else under
 
 
 def split_rate(method):

@@ -71,10 +71,10 @@ def trial_settings(method, trial, **changes):
     """Settings of one trial of the search: trial 0 has the method's own, later ones are drawn, each another.
 
     The draw depends on the method's name and the number alone, so that a search can be widened later. An adversary is
-    offered the very settings of its random control, and ABRA on another method's batches (`abra:cutmix`) those of that
-    method, the rest as by default: what the two then differ in is not the luck of the draw. What the name says
-    (`abra:margin=0.0`, or a rate of its own) is not searched. `changes` are settings that all methods of a ladder
-    share.
+    offered the very settings of its random control, ABRA on another method's batches (`abra:cutmix`) those of that
+    method, the rest as by default, and a method at ABRA's compute (`erm_more`) those it has without: what the two then
+    differ in is not the luck of the draw. What the name says (`abra:margin=0.0`, or a rate of its own) is not searched.
+    `changes` are settings that all methods of a ladder share.
     """
     settings = method_settings(method, **changes)
     if (under := built_on(method)) is not None:

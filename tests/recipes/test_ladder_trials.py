@@ -161,6 +161,14 @@ def test_abra_on_another_methods_batches_is_offered_what_that_one_is():
                 assert trial["radius"] == METHODS["abra"]["radius"] and trial["head"] == "abra"
 
 
+def test_a_method_at_abras_compute_is_offered_what_it_is_without():
+    for method in ("erm", "arcface", "dsu", "dsu:learning_rate=0.004"):
+        base, *rate = method.split(":")
+        more = ":".join([f"{base}_more", *rate])
+        for i in range(8):
+            assert trial_settings(more, i) == trial_settings(method, i) | {"compute": "abra"}
+
+
 @pytest.mark.any_backend
 def test_a_choice_made_on_another_backend_is_refused(tmp_path):
     tuned = {"trials": 8, "screen": SCREEN | {"seed": DEVELOPMENT}, "backend": "jax", "settings": {}}
