@@ -49,7 +49,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
     `"low_rank"`) with a mini-batch of one sample, the layer is the identity.
 
     DSU (Li et al., "Uncertainty Modeling for Out-of-Distribution Generalization", ICLR 2022) is
-    `FeatureStatisticsUncertainty(radius=None, probability=0.5)` after several stages of a network.
+    `FeatureStatisticsUncertainty(radius=None, probability=0.5)` after several stages of a network, but for the clip,
+    which theirs lacks.
 
     Args:
         structure: `"diagonal"`, `"low_rank"` or `"domain"`. Default: `"low_rank"` with an adversary (`steps` of 1 or
