@@ -47,6 +47,7 @@ LEAST = {
     "first_screen": 0,
     "train_experiments": 1,
     "treatments": 4,
+    "longer": 1,
     "workers": 1,
 }
 COUNTS = {"train_experiments": "train", "treatments": "treatments"}  # arguments that change numbers of SCREEN
@@ -155,6 +156,12 @@ def parse(argv):
     parser.add_argument("--shift", choices=SHIFTS, help="the one thing in which experiments differ (default: all)")
     parser.add_argument("--train-experiments", type=int, help="training experiments (14)")
     parser.add_argument("--treatments", type=int, help="siRNAs to tell apart, a multiple of 4 (44)")
+    parser.add_argument(
+        "--longer",
+        type=int,
+        metavar="N",
+        help="patience and numbers of epochs of the rule of convergence times this (1)",
+    )
     parser.add_argument("--screen", choices=("synthetic", *REAL), default="synthetic", help="what the images are")
     parser.add_argument("--data", type=Path, help="folder of the real images, of RxRx1's or of the digits")
     parser.add_argument("--output", type=Path, help="folder to begin or go on in (default: runs/ladder-PRESET...)")
@@ -208,6 +215,8 @@ def make_plan(args):
     for argument, name in {"batch_effect": "batch_effect", **COUNTS}.items():
         if getattr(args, argument) is not None:
             plan["screen"][name] = getattr(args, argument)
+    if args.longer:
+        plan["rule"] = plan["rule"] | {name: args.longer * plan["rule"][name] for name in ("patience", "least", "most")}
     if args.screen in REAL:
         plan |= REAL[args.screen] | {"trials": 0}  # the validation plates of one screen are test plates of another
     if args.normalize:

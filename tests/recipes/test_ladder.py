@@ -137,6 +137,15 @@ def test_other_screens_may_be_taken(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_longer_trainings_are_so_by_the_rule_of_all_methods(tmp_path):
+    rule = ladder.PRESETS["quick"]["rule"]
+    longer = ladder.make_plan(ladder.parse(["--longer", "3", "--output", str(tmp_path)]))["rule"]
+    assert longer == rule | {name: 3 * rule[name] for name in ("patience", "least", "most")}
+    assert ladder.make_plan(ladder.parse(["--output", str(tmp_path)]))["rule"] == rule
+    with pytest.raises(SystemExit):
+        ladder.parse(["--longer", "0"])
+
+
 def test_a_screen_may_have_one_shift_alone(tmp_path):
     args = ladder.parse(["--shift", "focus", "--batch-effect", "2", "--output", str(tmp_path)])
     screen = ladder.make_plan(args)["screen"]
