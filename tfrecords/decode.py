@@ -36,6 +36,8 @@ def decode_file(path, wanted=None):
     data = read_file(path)
     is_tiff = data[:4] in _TIFF
     fault = None if is_tiff else png_fault(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        raise ValueError(f"{path}: expected a PNG or TIFF file; found a JPEG, which has lost detail and is not read.")
     if fault:
         kind = "TIFF or PNG" if str(path).lower().endswith((".tif", ".tiff")) else "PNG"
         raise ValueError(f"{path}: expected a whole {kind} file; found {fault}. Download or copy the file again.")

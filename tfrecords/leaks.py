@@ -112,7 +112,7 @@ def describe_repeats(repeats, show=8):
         return None
     groups = list(repeats.groupby(["experiment", "split", "of_experiment", "of_split", "evidence"], sort=True))
     lines = [
-        "warning: plates in different splits have one layout, so that a well's place in the first gives away the label "
+        "WARNING: plates in different splits have one layout, so that a well's place in the first gives away the label "
         "in the second:"
     ]
     for (experiment, split, of_experiment, of_split, evidence), rows in groups[:show]:

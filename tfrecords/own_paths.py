@@ -31,7 +31,7 @@ def fields_of(template):
     return [match[1] for match in _FIELD.finditer(template) if match[0] != CHANNEL]
 
 
-def fill_template(template, columns, table, source):
+def fill_template(template, columns, table, source, prefix=""):
     """Puts each row's values into a template.
 
     Args:
@@ -39,6 +39,7 @@ def fill_template(template, columns, table, source):
         columns: dict of name -> (pandas.Series of str, name of the column in the table, for messages).
         table: as `table.read_table` gives it, for messages.
         source: folder of the images.
+        prefix: what paths may begin with that is not below the source, as of another machine.
 
     Returns:
         pandas.Series of str: paths with `/` below the source, `{channel}` still in place. (CellProfiler's tables have
@@ -58,16 +59,17 @@ def fill_template(template, columns, table, source):
         check_cells(table.assign(**{name: values}), name, ~values.str.contains(r"[{}\x00-\x1f]"), "no brace in a path")
         values = _pad(match, table.assign(**{name: values}), name)
         paths = paths + (values.str.removesuffix("/") if template[end:].startswith("/") else values)
-    paths = pd.Series(paths + template[end:], index=table.index, dtype=object)
+    paths = pd.Series(paths + template[end:], index=table.index, dtype=object).str.removeprefix(prefix)
     for root in dict.fromkeys([os.path.abspath(source), os.path.realpath(source)]):
         paths = paths.str.removeprefix(f"{Path(root).as_posix()}/")
     good = paths.map({path: _stays_inside(path) for path in paths.unique()}).to_numpy(bool)
+    filled = f"images = {template!r}"
     check_cells(
-        table.assign(images=paths),
-        "images",
+        table.assign(**{filled: paths}),
+        filled,
         good,
         f"a path below the source folder (relative, or full and inside {str(source)!r}), with / between folders "
-        "(no \\), without '.' or '..'",
+        "(no \\), without '.' or '..'; `prefix = ...` names what full paths of another place begin with",
     )
     return paths
 
@@ -101,9 +103,11 @@ def _pad(match, table, name):
     """The values of a column for a field of a template: as they are, or padded with zeros."""
     if not match[2]:
         return table[name]
-    expected = f"a whole number, which {match[0]} pads (1, and not 1.0)"
-    check_cells(table, name, table[name].str.fullmatch(r"\d{1,18}"), expected)
-    return table[name].map(lambda value: format(int(value), match[2]))
+    expected = f"a whole number, which {match[0]} pads (1, and not 1.0), or a well such as A1"
+    check_cells(table, name, table[name].str.fullmatch(r"\d{1,18}|[A-Za-z]{1,2}\d{1,3}"), expected)
+    letters = table[name].str.rstrip("0123456789")
+    numbers = [value.removeprefix(row) for value, row in zip(table[name], letters, strict=True)]
+    return letters + pd.Series([format(int(number), match[2]) for number in numbers], table.index, dtype=object)
 
 
 def check_links(source, files, rows):

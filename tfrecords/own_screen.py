@@ -16,6 +16,7 @@ _TABLE, _TABLE_OF_LISTS = "a table of texts", "a table of lists of texts"
 _KEYS = {
     "table": _TEXT,
     "images": "a text, or a table of a text for each channel",
+    "prefix": _TEXT,
     "channels": _TEXTS,
     "columns": _TABLE,
     "sites": _TEXTS,
@@ -54,8 +55,11 @@ def read_screen(source, screen=None):
             `table`: CSV or Parquet (the extra `parquet`) file, below the source or with its full path, with a row for
             each site, or for each well where `sites` or one site a well is meant;
             `images`: where the files are below the source, with `{NAME}` for a column, ours or the table's,
-            `{NAME:03}` for a whole number padded with zeros, and `{channel}`; without `{channel}` one file holds all
-            channels, as an RGB PNG or the pages of a TIFF; or a table of such a text for each channel;
+            `{NAME:03}` for a whole number padded with zeros (or that of a well, A1), and `{channel}`; without
+            `{channel}` one file holds all channels, as an RGB PNG or the pages of a TIFF; or a table of such a text for
+            each channel;
+            `prefix`: what full paths in the table begin with that is not below the source, as those of another machine,
+            or of a bucket (`"s3://cellpainting-gallery/"`) that was copied into it;
             `channels`: names of the channels, as they stand in file names, or in the order of planes;
             `columns`: what the table calls our columns `experiment` and `well`, and as far as it has them `plate`
             (else 1), `site`, `sirna` (the label, of any kind; empty where unknown), `well_type`, `cell_type` and
@@ -66,7 +70,8 @@ def read_screen(source, screen=None):
             `controls`: the `negative` and `positive` ones, by their value in the column `sirna`, or `[""]` for those
             where it is empty;
             `well_types`: which values of the column `well_type` mean `treatment`, `positive_control` and
-            `negative_control`, where they are not these words (`""`: the empty cells);
+            `negative_control`, where they are not these words (`""`: the empty cells); all others are treatments if
+            none are named as such, so that the column may be any that tells controls;
             `splits`: experiments for `train`, `val` and `test`, instead of a column `dataset`; others are left out;
             `intensity`: which grey levels become 0 and 255, see `intensity.parse_intensity`.
 

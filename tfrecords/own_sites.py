@@ -11,15 +11,17 @@ import pandas as pd
 from tfrecords.images import CHANNEL
 from tfrecords.leaks import place_of_well
 from tfrecords.own_paths import combine, fields_of, fill_template
-from tfrecords.own_screen import KINDS, told_otherwise
+from tfrecords.own_screen import COLUMN_NAMES, KINDS, told_otherwise
 from tfrecords.splits import SPLITS, natural
 from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, plain, read_table
 
 _LONGEST = 200
 # How other programs write that there is nothing.
 _MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".", "empty", "blank", "unknown", "unassigned")
+_DECIMAL = re.compile(r"(?<![\d.])\d+\.\d+(?![\d.])")
 _CONTROL = r"[\x00-\x1f\x7f]"
 _APART = "Say which column tells sites apart, or remove the repeated row; of rows for each channel keep one."
+_NO_PLATE = "No column is named as the plate: each experiment is taken for one."
 _OURS = ("plate", "site", "cell_type", "sirna", "well_type", "dataset")
 
 
@@ -57,11 +59,13 @@ def read_own_sites(source, screen, split_column=None):
         Path(source) / screen["table"],
         used,
         optional=[name for name in _OURS if name not in {*columns, *used} | told_otherwise(screen)],
-        advice=f"Correct the names of columns, the fields of the images' template {templates[0]!r}, or the table.",
+        advice=_advice_on_columns(templates[0], {*of_table, *read}),
     )
     for text in made:
         raw[text] = combine(text, raw, is_label=text == columns.get("sirna"))
     _report_unused(raw, used)
+    if "plate" not in columns:
+        print(f"{_NO_PLATE} Add `plate = ...` to the columns if it has several.")
     if "sites" in screen:
         count = len(raw)
         raw = raw.loc[raw.index.repeat(len(screen["sites"]))].reset_index(drop=True)
@@ -93,14 +97,13 @@ def read_own_sites(source, screen, split_column=None):
     sites["well_id"] = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"]
     sites["site_id"] = sites["well_id"] + "_" + sites["site"].astype(str)
     _check_wells(sites)
-    _check_once(sites, "site_id", "site", _APART)
+    _check_once(sites, "site_id", "site", _APART if "plate" in columns else f"{_NO_PLATE} {_APART}")
     places = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"].map(place_of_well)  # A1, A01
     controls = (sites["sirna"] == "") & (sites["well_type"] != "treatment")  # not unknown: known to hold nothing
     check_one_treatment(places, sites["sirna"].mask(controls, "no label"), sites["well_type"], sites["row"])
     _report_half_labelled(places, sites)
     treated = sites["well_type"] == "treatment"
     _report_missing_words(sites["sirna"][treated], texts["sirna"][1])
-    _report_controls(sites, "well_type" in columns or "controls" in screen)
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
     known = texts | {name: (raw[name], name) for name in of_table}
@@ -145,11 +148,23 @@ def rank_labels(names, kinds):
     return names.map(rank).astype("Int64")
 
 
+def _advice_on_columns(template, lacking):
+    """What to do about columns that the table lacks."""
+    ours = sorted(lacking & {*COLUMN_NAMES})
+    named = f"Name the table's column that is our {ours[0]}, `{ours[0]} = ...`" if ours else ""
+    named += ', or list the sites of each well, `sites = ["1", "2"]`' if ours and "site" in ours else ""
+    return (
+        f"{named + '; or c' if named else 'C'}orrect the names of columns, the fields of the images' template "
+        f"{template!r}, or the table; a column of another table must be joined to it first."
+    )
+
+
 def _report_similar(values, column):
     """Texts that a person would take for one: that differ in blanks, case, or how a number in them is written."""
     alike = {}
     for value in values.unique():
         key = unicodedata.normalize("NFKC", " ".join(value.split()))
+        key = _DECIMAL.sub(lambda found: found[0].rstrip("0").removesuffix("."), key)  # taxol 1.0 and taxol 1
         key = place_of_well(key).casefold()  # A1 and A01
         alike.setdefault(decimal.Decimal(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
     groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
@@ -202,21 +217,6 @@ def _report_missing_words(labels, column):
         )
 
 
-def _report_controls(sites, described):
-    if not described:
-        if (sites["sirna"] != "").any():
-            print("No controls are described: every label is taken for a treatment, and none is left to normalize by.")
-        return
-    has = (sites["well_type"] == "negative_control").groupby([sites["experiment"], sites["plate_name"]]).any()
-    if has.any() and not has.all():
-        lacking = [f"{plate} of {experiment}" for experiment, plate in has.index[~has]]
-        print(
-            f"WARNING: {len(lacking):,} of {len(has):,} plates have no negative control, such as "
-            f"{', '.join(lacking[:3])}, which --normalize plate needs. Look whether theirs are written otherwise: what "
-            "is not named as a control is a treatment."
-        )
-
-
 def _numbers(texts):
     values = sorted(set(texts), key=lambda text: (natural(text), text))
     whole = all(text.isascii() and text.isdecimal() and len(text) <= 18 for text in values)
@@ -229,22 +229,30 @@ def _numbers(texts):
 def _well_types(raw, screen, sirna):
     column = screen["columns"].get("well_type")
     if column is not None:
-        meanings = {value: kind for kind, values in screen.get("well_types", {}).items() for value in values}
-        meanings = meanings or dict(zip(KINDS, KINDS, strict=True))
+        named = screen.get("well_types") or {kind: [kind] for kind in KINDS}
+        meanings = {value: kind for kind, values in named.items() for value in values}
+        if "treatment" not in named:
+            _check_found(meanings, raw[column], column, screen["table"])
+            return raw[column].map(lambda value: meanings.get(value, "treatment"))
         words = ", ".join(meaning or "nothing" for meaning in meanings)
         hint = "" if "" in meanings or (raw[column] != "").all() else '; `treatment = [""]` takes empty cells for such'
         check_cells(raw, column, raw[column].isin(list(meanings)), f"one of {words}{hint}")
         return raw[column].map(meanings)
     controls = screen.get("controls", {})
     kinds = {value: f"{kind}_control" for kind, values in controls.items() for value in values}
-    absent = sorted(set(kinds) - set(sirna))
-    if absent:
-        values = sorted(set(sirna), key=lambda value: (plain(value) != plain(absent[0]), value == "", value))
-        raise ValueError(
-            f"The control {absent[0]!r} is in no row of {screen['table']}. Expected a value of the column "
-            f"{screen['columns'].get('sirna', 'sirna')!r}, such as {', '.join(map(repr, values[:3]))}."
-        )
+    _check_found(kinds, sirna, screen["columns"].get("sirna", "sirna"), screen["table"])
     return sirna.map(lambda value: kinds.get(value, "treatment"))
+
+
+def _check_found(controls, values, column, table):
+    absent = sorted(set(controls) - set(values))
+    if absent:
+        values = sorted(set(values) - {""}, key=lambda value: (plain(value) != plain(absent[0]), value))
+        raise ValueError(
+            f"The control {absent[0]!r} is in no row of {table}. Expected a value of the column {column!r}, such as "
+            f"{', '.join(map(repr, values[:3]))}. Controls that another column tells are named by it: "
+            '`well_type = "Compound"`, and `negative_control = ["DMSO"]` under `well_types`.'
+        )
 
 
 def _datasets(raw, screen, experiments):
@@ -276,7 +284,8 @@ def _check_experiments(experiments, splits, column, rows):
 
 
 def _paths(templates, screen, columns, raw, source):
-    paths = [fill_template(template, columns, raw, source) for template in templates]
+    prefix = screen.get("prefix", "")
+    paths = [fill_template(template, columns, raw, source, prefix) for template in templates]
     if isinstance(screen["images"], dict):
         return pd.Series(list(zip(*paths, strict=True)), index=raw.index, dtype=object)
     numbered = screen["channels"] == [str(1 + i) for i in range(len(screen["channels"]))]

@@ -16,7 +16,7 @@ from tfrecords.own_paths import check_links
 from tfrecords.own_screen import read_screen
 from tfrecords.plan import SITES_PER_SHARD, hash_plan, plan_shards
 from tfrecords.png import png_planes
-from tfrecords.reports import report_emptied, report_left_out, report_missing, report_numbers
+from tfrecords.reports import report_controls, report_emptied, report_left_out, report_missing, report_numbers
 from tfrecords.sources import COLUMNS, find_layout, read_sites
 from tfrecords.splits import LEFT_OUT, assign_splits
 
@@ -147,6 +147,9 @@ def prepare_build(
     if set(complete["split"]) == {"train"}:
         print("WARNING: all sites are in train; there is nothing to validate or test on.")
     report_emptied(sites, complete)
+    if layout == "screen":
+        described = "well_type" in screen["columns"] or "controls" in screen
+        report_controls(complete, described, (sites["well_type"][used] == "negative_control").sum())
     if exclude_leaks and "train" in set(sites["split"]) and "train" not in set(complete["split"]):
         raise ValueError(
             "Every training plate repeats the layout of a plate in another split, as replicates do: without repeated "
@@ -227,10 +230,12 @@ def _find_repeats(sites, complete, exclude):
         named = repeats.assign(plate=repeats["plate"].map(names), of_plate=repeats["of_plate"].map(names))
     report = describe_repeats(named)
     if report:
-        print(
-            f"{report}\n"
-            + ("The first are left out." if exclude else "Build with --exclude-leaks to leave the first out.")
-        )
+        trained = complete["split"] == "train"
+        left = trained & (repeating_sites(complete, repeats) == "")
+        advice = "Build with --exclude-leaks to leave the first out."
+        if trained.any() and not left.any():
+            advice = "That is every training plate, as where plates are replicates: judge the scores by it."
+        print(f"{report}\n{'The first are left out.' if exclude else advice}")
     return repeats
 
 

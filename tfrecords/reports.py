@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from pathlib import PurePath
 
 from tfrecords.channels import describe_missing, list_files
 from tfrecords.images import channel_files
@@ -56,33 +57,62 @@ def report_emptied(sites, complete):
             print(f"WARNING: no site of the split {split} is left: it is empty.")
 
 
+def report_controls(sites, described, listed):
+    if not described:
+        if (sites["sirna"] != "").any():
+            print("No controls are described: every label is taken for a treatment, and none is left to normalize by.")
+        return
+    negative = sites["well_type"] == "negative_control"
+    if listed and not negative.any():
+        print(f"WARNING: none of the {listed:,} sites of negative controls is left, which --normalize plate needs.")
+    has = negative.groupby([sites["experiment"], sites["plate_name"]]).any()
+    if has.any() and not has.all():
+        lacking = [f"{plate} of {experiment}" for experiment, plate in has.index[~has]]
+        print(
+            f"WARNING: {len(lacking):,} of {len(has):,} plates have no negative control, such as "
+            f"{', '.join(lacking[:3])}, which --normalize plate needs. Look whether theirs are written otherwise: what "
+            "is not named as a control is a treatment."
+        )
+
+
 def report_missing(source, sites, reasons, channels, strict):
     report = describe_missing(sites, reasons)
     if report is None:
         return
+    files = [file for file, _ in channel_files(sites["path"][reasons != ""].iloc[0], channels)]
+    expected = next((file for file in files if not (source / file).exists()), files[0])
+    none = (reasons != "").all()
+    looked = f"Expected files such as {expected} below {str(source)!r}. {_instead(source, expected, none)}"
+    if none:
+        raise ValueError(f"{report}\nNo site is complete: nothing to build. {looked}")
     if strict:
-        raise ValueError(f"{report}\nExpected all channel files of every site. Add them, or build without strict.")
-    if (reasons != "").all():
-        files = [file for file, _ in channel_files(sites["path"].iloc[0], channels)]
-        expected = next((file for file in files if not (source / file).exists()), files[0])
-        found = _nearly(source, expected)
-        advice = (
-            f"There is {found!r}: correct the table or the template" if found else "Put the images beside the tables"
-        )
-        raise ValueError(
-            f"{report}\nNo site in {str(source)!r} is complete: nothing to build. Expected files such as "
-            f"{expected} below it. {advice}."
-        )
-    print(f"{report}\nThey are left out, and listed in {EXCLUDED}.")
+        raise ValueError(f"{report}\n{looked} Expected all of every site: add them, or build without strict.")
+    many = "WARNING: " if (reasons != "").mean() > 0.5 else ""
+    print(f"{many}{report}\n{looked} Such sites are left out, and listed in {EXCLUDED}.")
 
 
-def _nearly(source, file):
-    """A file whose name differs from the expected one in leading zeros, a `.0`, case, or how letters are composed."""
+def _instead(source, file, none):
+    """What there is in place of a file that lacks, as advice; `none`: whether there is none of its kind."""
+    place, parts = source, file.split("/")
+    while len(parts) > 1 and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    there = sorted(list_files(place) - {parts[0]})
+    near = next((name for name in there if _as_read(name) == _as_read(parts[0])), None)
+    if near is not None:
+        return f"There is {near!r}: correct the table or the template."
+    if not none:
+        return ""
+    ending = PurePath(parts[0]).suffix.casefold()
+    others = [name for name in there if PurePath(name).suffix.casefold() == ending]
+    if not others:
+        return "Put the images beside the tables."
+    where = f"{str(place.relative_to(source))!r} has" if place != source else "There are"
+    kind = "folders" if len(parts) > 1 else "files"
+    advice = "put those there, or correct the table or the screen's description (template, names of channels)"
+    return f"{where} {len(others):,} other {kind}, such as {others[0]!r}: {advice}."
 
-    def plain(name):
-        name = re.sub(r"(\d)\.0(?!\d)", r"\1", unicodedata.normalize("NFC", name).casefold())
-        return re.sub(r"0+(?=\d)", "", name)
 
-    folder, _, name = file.rpartition("/")
-    names = sorted(list_files(source / folder) - {name})
-    return next((found for found in names if plain(found) == plain(name)), None)
+def _as_read(name):
+    """A name without what a person overlooks: leading zeros, a `.0`, case, and how letters are composed."""
+    name = re.sub(r"(\d)\.0(?!\d)", r"\1", unicodedata.normalize("NFC", name).casefold())
+    return re.sub(r"0+(?=\d)", "", name)

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import itertools
 import zlib
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 FILE, ROW = "_file", "_row"
 PARQUET = (".parquet", ".pq")
+_PREAMBLE = 50  # lines that may stand above a table's header
 
 
 def read_table(path, columns, optional=(), advice="Download or export the table again."):
@@ -28,6 +30,8 @@ def read_table(path, columns, optional=(), advice="Download or export the table 
         ValueError: if the file cannot be read, lacks a column or has it twice, or holds no row or too short a one.
         ImportError: if it is a Parquet file and there is no pyarrow.
     """
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise ValueError(f"{path.name} is a spreadsheet. Expected a CSV or Parquet table: save it as 'CSV UTF-8'.")
     read = _read_parquet if path.suffix.lower() in PARQUET else _read_csv
     try:
         table = read(path, columns, optional, advice)
@@ -52,7 +56,7 @@ def _read_csv(path, columns, optional, advice):
                 raise ValueError(
                     f"{path.name} is empty. Expected the columns {', '.join(columns)} and a row a site or a well."
                 )
-            kept = _check_header(path, header, columns, optional, advice)
+            kept = _check_header(path, header, columns, optional, advice, reader)
             pick = [header.index(name) for name in kept]
             line = reader.line_num + 1
             for row in reader:
@@ -107,10 +111,14 @@ def _as_text(value):
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _check_header(path, header, columns, optional, advice):
+def _check_header(path, header, columns, optional, advice, later=()):
     missing = [name for name in columns if name not in header]
     if missing and len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
         raise ValueError(f"{path.name} is not separated by commas: found {header[0]!r}. Save it with commas.")
+    lines = itertools.islice(later, _PREAMBLE) if missing else ()
+    number = next((2 + i for i, line in enumerate(lines) if {*columns} <= {*line}), None)
+    if number is not None:
+        raise ValueError(f"{path.name} has its columns in line {number}. Remove the lines above it.")
     if missing:
         alike = [name for name in header if plain(name) in map(plain, missing)]
         hint = f" There is {', '.join(map(repr, alike))}, which differs in blanks or capitals." if alike else ""

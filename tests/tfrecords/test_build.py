@@ -290,7 +290,7 @@ def test_where_no_file_of_a_channel_is_there_one_of_that_channel_is_named(releas
     for path in release.rglob("*_w3.png"):
         path.unlink()
     with pytest.raises(
-        ValueError, match=r"Expected files such as \S+_w3.png below it. Put the images beside the tables"
+        ValueError, match=r"Expected files such as \S+_w3.png below .*. '\S+' has 40 other files, such as '\S+_w1.png'"
     ):
         build_records(release, tmp_path / "records")
 
@@ -311,7 +311,7 @@ def test_sites_without_all_channels_are_left_out_reported_and_listed(release, tm
 
 def test_tables_without_images_build_nothing(release, tmp_path):
     shutil.rmtree(release / "images")
-    with pytest.raises(ValueError, match="No site in .* is complete: nothing to build. Expected files such as images/"):
+    with pytest.raises(ValueError, match="No site is complete: nothing to build. Expected files such as images/"):
         build_records(release, tmp_path / "records")
     assert not (tmp_path / "records").exists()
 

@@ -90,6 +90,9 @@ def test_a_file_of_another_format_is_named(tmp_path):
     path.write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match="expected a whole PNG file; found no PNG signature"):
         decode_file(path)
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ValueError, match="image.png: expected a PNG or TIFF file; found a JPEG"):
+        decode_file(path)
 
 
 def test_a_whole_png_has_no_fault(tmp_path):

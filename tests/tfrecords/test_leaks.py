@@ -171,7 +171,7 @@ def test_controls_that_stand_alike_are_counted_over_all_plates_of_the_table(caps
 def test_a_build_warns_and_leaves_them_out_if_asked(repeating, tmp_path, capsys):
     kept = build_records(repeating, tmp_path / "kept")
     out = capsys.readouterr().out
-    assert "warning: plates in different splits" in out and "HUVEC-01 (train) = HUVEC-18 (test), plates 1 = 1" in out
+    assert "WARNING: plates in different splits" in out and "HUVEC-01 (train) = HUVEC-18 (test), plates 1 = 1" in out
     assert "--exclude-leaks" in out and "RPE-01" not in out
     assert kept["repeated_layouts"] == [
         {"experiment": "HUVEC-01", "plate": 1, "split": "train", "of_experiment": "HUVEC-18", "of_plate": 1,

@@ -483,7 +483,9 @@ def test_replicates_are_named_and_cannot_all_be_excluded(own, tmp_path, capsys):
     screen = {**SCREEN, "splits": {"train": ["day 1"], "test": ["2024/03"]}}
     del screen["controls"]
     build_records(own, tmp_path / "records", screen=screen)
-    assert "day 1 (train) = 2024/03 (test), plates BR001 = Ü: by 6 or more of 6 treatments" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "day 1 (train) = 2024/03 (test), plates BR001 = Ü: by 6 or more of 6 treatments" in out
+    assert "That is every training plate, as where plates are replicates" in out and "--exclude-leaks" not in out
     with pytest.raises(ValueError, match="Every training plate repeats .* as replicates do"):
         build_records(own, tmp_path / "none", screen=screen, exclude_leaks=True)
 
@@ -507,7 +509,7 @@ def test_experiments_and_wells_that_look_like_numbers_stay_texts(own, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"tabel": "wells.csv"}, "unknown key 'tabel'. Expected some of table, images, channels"),
+        ({"tabel": "wells.csv"}, "unknown key 'tabel'. Expected some of table, images, prefix, channels"),
         ({"table": None}, "lacks the key 'table'"),
         ({"channels": "DNA"}, "expected a list of texts for the key 'channels'; found 'DNA'"),
         ({"channels": ["DNA", "DNA"]}, "names a channel twice"),
@@ -690,8 +692,46 @@ def test_where_no_file_is_found_one_with_nearly_its_name_is_shown(own, tmp_path,
     there = "A1_f01_chDNA.tif"
     table = own_table()[lambda table: table["Field"] == 1].assign(Field=field)
     table.to_csv(own / "wells.csv", index=False)
-    with pytest.raises(ValueError, match=f"such as BR001/{written} below it. There is '{there}': correct the table"):
+    with pytest.raises(ValueError, match=f"such as BR001/{written} below .*. There is '{there}': correct the table"):
         build_records(own, tmp_path / "records", screen=SCREEN | {"images": "{Plate}/{well}_f{site}_ch{channel}.tif"})
+
+
+def test_what_is_there_in_place_of_files_is_shown(own, tmp_path, capsys):
+    build = functools.partial(build_records, own)
+    with pytest.raises(ValueError, match="chBlue.tif below .* 'BR001' has 16 other files, such as 'A02_f01_chD"):
+        build(tmp_path / "a", screen=SCREEN | {"channels": ["Blue", "Red"]})
+    with pytest.raises(ValueError, match=r"There are 3 other folders, such as 'BR001': put those"):
+        build(tmp_path / "b", screen=SCREEN | {"images": "x{Plate}/{well}_f{site:02}_ch{channel}.tif"})
+    with pytest.raises(ValueError, match="below .* Put the images beside the tables"):
+        build(tmp_path / "c", screen=SCREEN | {"images": "{Plate}_{well}_f{site:02}_ch{channel}.png"})
+    capsys.readouterr()
+    table = own_table().assign(Field=lambda table: table["Field"].map({1: "1", 9: "09"}))
+    table.to_csv(own / "wells.csv", index=False)
+    screen = SCREEN | {"images": "{Plate}/{well}_f{site}_ch{channel}.tif"}
+    build(tmp_path / "some", screen=screen)
+    out = capsys.readouterr().out
+    assert "12 of 24 sites lack channel files" in out and "There is 'A1_f01_chDNA.tif': correct the table" in out
+    with pytest.raises(ValueError, match="There is 'A1_f01_chDNA.tif': .* Expected all of every site"):
+        build(tmp_path / "strict", screen=screen, strict=True)
+
+
+def test_plates_whose_controls_are_written_otherwise_and_a_screen_without_any_are_pointed_out(own, tmp_path, capsys):
+    build = functools.partial(build_records, own)
+    build(tmp_path / "all", screen=SCREEN)
+    assert "negative control" not in capsys.readouterr().out
+    table = own_table()
+    table.loc[(table["Batch"] == "day 1") & (table["Compound"] == "DMSO"), "Compound"] = "dmso"
+    table.to_csv(own / "wells.csv", index=False)
+    build(tmp_path / "dmso", screen=SCREEN)
+    warning = "WARNING: 1 of 3 plates have no negative control, such as BR001 of day 1, which --normalize plate needs"
+    assert warning in capsys.readouterr().out
+    build(tmp_path / "none", screen={name: value for name, value in SCREEN.items() if name != "controls"})
+    assert "No controls are described: every label is taken for a treatment" in capsys.readouterr().out
+    own_table().to_csv(own / "wells.csv", index=False)
+    for path in own.glob(f"*/{[*WELLS][[*WELLS.values()].index('DMSO')]}_*"):
+        path.unlink()
+    build(tmp_path / "gone", screen=SCREEN)
+    assert "WARNING: none of the 6 sites of negative controls is left" in capsys.readouterr().out
 
 
 def test_numbers_with_zeros_before_them_are_not_said_to_be_none(own, tmp_path, capsys):

@@ -50,9 +50,27 @@ def test_a_name_that_is_not_ours_by_the_description_is_the_tables(read):
 def test_a_template_may_pad_numbers(read):
     assert read([("a", "1", "A", "2", "x")], images="{plate:03}/{E}_{W}_{site:02}.tif")["path"][0] == "001/a_A_02.tif"
     with pytest.raises(
-        ValueError, match="wells.csv, row 2, column 'P': expected a whole number, which {plate:03} pads .* 'P1'"
+        ValueError, match="wells.csv, row 2, column 'P': expected a whole number, which {plate:03} pads .* 'Plate 1'"
     ):
-        read([("a", "P1", "A", "2", "x")], images="{plate:03}/{W}_{site}.tif")
+        read([("a", "Plate 1", "A", "2", "x")], images="{plate:03}/{W}_{site}.tif")
+
+
+def test_the_number_of_a_well_may_be_padded(read):
+    """As in ImageXpress's files beside a table without zeros."""
+    rows = [("a", "1", well, "1", "x") for well in ("A1", "A01", "AF48")]
+    sites = read(rows[:1] + rows[2:], images="p/{well:02}_{site}.tif")
+    assert sites["path"].tolist() == ["p/A01_1.tif", "p/AF48_1.tif"] and sites["well"].tolist() == ["A1", "AF48"]
+    with pytest.raises(ValueError, match="row 3: the file 'A01.tif' is a duplicate of wells.csv, row 2"):
+        read(rows[:2], images="{well:02}.tif")
+
+
+def test_paths_may_begin_with_what_is_not_here(read):
+    """As in JUMP's load_data.csv."""
+    rows = [("a", "s3://bucket/x/", "A1", "1", "x")]
+    screen = {"images": "{P}/A.tif", "columns": {"experiment": "E", "well": "W"}}
+    assert read(rows, **screen, prefix="s3://bucket/")["path"].tolist() == ["x/A.tif"]
+    with pytest.raises(ValueError, match="images = '{P}/A.tif'.*: expected a path below .*`prefix = ...` .*'s3://buck"):
+        read(rows, **screen)
 
 
 def test_a_column_may_be_put_together_of_several(read):
@@ -112,15 +130,8 @@ def test_controls_are_named_by_value_or_by_a_column(read):
         read(rows, columns=columns, well_types={"treatment": ["x", "DMSO"]}, images="{well}")
 
 
-def test_plates_whose_controls_are_written_otherwise_and_a_screen_without_any_are_pointed_out(read, capsys):
-    rows = [(f"b{i}", p, w, 1, x) for i, p in enumerate("PQR") for w, x in (("A", "x"), ("B", "DMSO" if i else "dmso"))]
-    read(rows, controls={"negative": ["DMSO"]})
-    out = capsys.readouterr().out
-    assert "WARNING: 1 of 3 plates have no negative control, such as P of b0, which --normalize plate needs" in out
-    read(rows, controls={"negative": ["DMSO", "dmso"]})
-    assert "no negative control" not in capsys.readouterr().out
-    read(rows)
-    assert "No controls are described: every label is taken for a treatment" in capsys.readouterr().out
+def test_a_control_that_is_written_otherwise_is_shown(read):
+    rows = [("b", "P", "A", "1", "x"), ("b", "P", "B", "1", "DMSO")]
     with pytest.raises(ValueError, match="The control 'DMSO ' is in no row .* such as 'DMSO'"):
         read(rows, controls={"negative": ["DMSO "]})
 
@@ -161,11 +172,11 @@ def test_splits_come_from_a_list_a_column_or_nothing(read):
         (("", 1, "A", 1, "x"), "column 'E': expected the experiment, a text without control characters; found ''"),
         (("a", 1, "", 1, "x"), "column 'W': expected the well"),
         (("a", 1, "A\n", 1, "x"), "column 'W': expected the well, a text without control characters; found"),
-        (("a", "..", "A", 1, "x"), "column 'images': expected a path below the source folder"),
-        (("a", "../..", "A", 1, "x"), "column 'images': expected a path below the source folder"),
+        (("a", "..", "A", 1, "x"), "images = .*: expected a path below the source folder"),
+        (("a", "../..", "A", 1, "x"), "images = .*: expected a path below the source folder"),
         (
             ("a", "/etc", "A", 1, "x"),
-            r"expected a path below the source folder .*full and inside .*without '.' or '..'; found '/etc/A",
+            r"expected a path below the source folder .*full and inside .*without '.' or '..'; .*found '/etc/A",
         ),
         (("a", "C:", "A", 1, "x"), "expected a path below the source folder "),
         (("a", "b\\..", "A", 1, "x"), "expected a path below the source folder "),
@@ -208,6 +219,12 @@ def test_channels_of_a_site_have_files_of_their_own(read):
 def test_signs_that_look_alike_are_pointed_out(read, capsys):
     read([("a", 1, "A", 1, "\u00e9tope"), ("a", 1, "B", 1, "e\u0301tope")])
     assert "which are taken for different ones" in capsys.readouterr().out
+
+
+def test_doses_that_are_written_in_two_ways_are_pointed_out(read, capsys):
+    read([("a", 1, "A", 1, "taxol 1.0"), ("a", 1, "B", 1, "taxol 1"), ("a", 1, "C", 1, "taxol 1.05")])
+    out = capsys.readouterr().out
+    assert "has 'taxol 1.0', 'taxol 1', which are taken for different ones" in out and "1.05" not in out
 
 
 def test_numbers_of_many_digits_are_told_apart(read, capsys):
@@ -253,5 +270,34 @@ def test_empty_cells_may_mean_a_kind_of_well(read):
     columns = SCREEN["columns"] | {"well_type": "L"}
     kinds = {"treatment": [""], "negative_control": ["negcon"]}
     assert [*read(rows, columns=columns, well_types=kinds)["well_type"]] == ["treatment", "negative_control"]
-    with pytest.raises(ValueError, match=r"one of negcon; `treatment = \[\"\"\]` takes empty cells for such; found ''"):
-        read(rows, columns=columns, well_types={"negative_control": ["negcon"]})
+    with pytest.raises(
+        ValueError, match=r"one of x, negcon; `treatment = \[\"\"\]` takes empty cells for such; found ''"
+    ):
+        read(rows, columns=columns, well_types=kinds | {"treatment": ["x"]})
+
+
+def test_controls_may_be_told_by_any_column_beside_the_label(read):
+    """As DMSO by the compound, where the label is a mechanism: an empty one is unknown, and no control."""
+    rows = [("a", "DMSO", "A1", "1", ""), ("a", "c1", "A2", "1", "hdac"), ("a", "c2", "A3", "1", "")]
+    screen = {"columns": {"experiment": "E", "well": "W", "well_type": "P", "sirna": "L"}, "images": "{W}"}
+    kinds = read(rows, **screen, well_types={"negative_control": ["DMSO"]})["well_type"]
+    assert kinds.tolist() == ["negative_control", "treatment", "treatment"]
+    with pytest.raises(ValueError, match="The control 'dmso' is in no row .* column 'P', such as 'DMSO', 'c1', 'c2'"):
+        read(rows, **screen, well_types={"negative_control": ["dmso"]})
+    with pytest.raises(ValueError, match="The control 'DMSO' .* 'L', such as 'hdac'. Controls that another column"):
+        read(rows, columns=SCREEN["columns"], controls={"negative": ["DMSO"]})
+
+
+def test_without_a_column_of_plates_one_is_asked_for(read, capsys):
+    rows = [("a", plate, "A1", site, "x") for plate in ("P", "Q") for site in ("1", "2")]
+    columns = {name: column for name, column in SCREEN["columns"].items() if name != "plate"}
+    with pytest.raises(ValueError, match="site 'a_1_A1_1' is a duplicate .* No column is named as the plate: each exp"):
+        read(rows, columns=columns, images="{P}/{well}_{site}_{channel}.png")
+    read(rows[:2], columns=columns, images="{P}/{well}_{site}_{channel}.png")
+    assert "No column is named as the plate: each experiment is taken for one. Add `plate" in capsys.readouterr().out
+
+
+def test_a_field_without_a_column_is_asked_for_by_our_name(read):
+    columns = {"experiment": "E", "well": "W"}
+    with pytest.raises(ValueError, match="lacks the column 'site'.* our site, `site = ...`, or list the sites of each"):
+        read([("a", "P", "A1", "1", "x")], columns=columns, images="{W}_{site}.png")

@@ -101,6 +101,21 @@ def test_an_empty_table_is_refused(release, text, message):
         read_sites(release)
 
 
+def test_lines_above_the_header_are_told(tmp_path):
+    """As in Harmony's exports."""
+    (tmp_path / "wells.csv").write_text("Database,x\n\nPlate,Well,Row\n1,A1,1\n")
+    with pytest.raises(ValueError, match="wells.csv has its columns in line 3. Remove the lines above it"):
+        read_table(tmp_path / "wells.csv", ["Well", "Plate"])
+    with pytest.raises(ValueError, match="wells.csv lacks the column 'Well', 'Site'"):
+        read_table(tmp_path / "wells.csv", ["Well", "Site"])
+
+
+def test_a_spreadsheet_is_refused(tmp_path):
+    (tmp_path / "wells.XLSX").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match="wells.XLSX is a spreadsheet. Expected a CSV or Parquet table"):
+        read_table(tmp_path / "wells.XLSX", ["Well"])
+
+
 def test_a_file_that_is_no_table_is_refused(release):
     (release / "metadata.csv").write_bytes(b"\x89PNG\xff\xfe,\n\xff")
     with pytest.raises(ValueError, match="metadata.csv cannot be read as a CSV table"):
