@@ -87,6 +87,11 @@ def _check(backbone):
             "`backbone` must have one input and one output. "
             f"Received: {len(backbone.inputs)} inputs and {len(backbone.outputs)} outputs in `{backbone.name}`"
         )
+    if isinstance(getattr(backbone, "_outputs_struct", None), dict):
+        raise ValueError(
+            "`backbone` must give its feature map itself, and not in a dict. "
+            f"Received: outputs {sorted(backbone._outputs_struct)} in `{backbone.name}`"
+        )
     if len(backbone.inputs[0].shape) != 4:
         raise ValueError(
             "`backbone` must take images (batch, height, width, channels). "

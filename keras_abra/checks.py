@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_abra import backend
 from keras_abra.kinds import is_integer, is_number
 from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
@@ -86,6 +87,19 @@ def has_shares(y, num_classes):
     return len(shape) == 2 and num_classes > 1 and shape[1] == num_classes
 
 
+def check_gradients_add_up(model):
+    """Raises a ValueError where gradients of two passes, or of replicas, are to be summed and one is none: Keras hands
+    over the new scales of float8 layers as such."""
+    if not model.stages and backend.replicas() == 1:
+        return
+    found = next((v for v in model.trainable_variables if getattr(v, "overwrite_with_gradient", False)), None)
+    if found is not None:
+        raise ValueError(
+            "float8 layers cannot be trained with perturbed stages or on several replicas: their new scales, which "
+            f"Keras hands over as gradients, would be added up. Received: {found.path!r}. Train in mixed_bfloat16."
+        )
+
+
 def check_metrics(arguments, names):
     """Raises a ValueError if a metric of `compile` would be taken for one of our logs, or takes probabilities.
 
@@ -101,7 +115,7 @@ def check_metrics(arguments, names):
             raise ValueError(
                 f"The metric {name!r} takes probabilities, and ABRAModel predicts logits. `evaluate` gives their "
                 "cross-entropy as `loss`; or give keras.metrics.SparseCategoricalCrossentropy(from_logits=True), for "
-                "shares of classes CategoricalCrossentropy(from_logits=True)."
+                "shares of classes CategoricalCrossentropy(from_logits=True) or AUC(from_logits=True)."
             )
         if name in names:
             raise ValueError(f"A metric may not be called {name!r}, as a log of ABRAModel is. Give it another name.")
@@ -112,7 +126,7 @@ def _takes_probabilities(metric):
     return (
         any(metric is own for own in _KERAS_OWN)
         or isinstance(metric, kinds)
-        or getattr(metric, "from_logits", None) is False
+        or getattr(metric, "from_logits", getattr(metric, "_from_logits", None)) is False
     )
 
 

@@ -54,6 +54,7 @@ def fused_step(model, linearize, trainable, state, x, y, sample_weight, loss_sca
     """
     image, experiment = model.unpack_inputs(x)
     checks.check_labels(y, model.num_classes)
+    checks.check_gradients_add_up(model)
     batch = ops.shape(image)[0]
     if isinstance(batch, int) and batch == 1 and backend.replicas() == 1:
         raise ValueError(checks.ONE_SAMPLE)

@@ -97,6 +97,7 @@ class Subclassed(keras.Model):
         (lambda: keras.layers.Dense(3), "Received: Dense"),
         (lambda: keras.Model(i := keras.Input((4,)), keras.layers.Dense(3)(i)), r"Received: input shape \(None, 4\)"),
         (lambda: keras.Model(i := keras.Input((8, 8, 2)), [keras.layers.Conv2D(2, 1)(i)] * 2), "2 outputs"),
+        (lambda: keras.Model(i := keras.Input((8, 8, 2)), {"map": keras.layers.ReLU()(i)}), "not in a dict.*'map'"),
     ],
 )
 def test_what_is_no_backbone_is_named(backbone, message):

@@ -99,7 +99,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         **kwargs: as for every Keras layer.
 
     Call arguments:
-        inputs: `(batch, height, width, channels)`.
+        inputs: `(batch, height, width, channels)`, of any float type, which the output has, too.
         experiment: int `(batch,)`; needed in training by `"domain"`.
         training: whether to perturb.
 
@@ -107,8 +107,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         That of the input.
 
     Raises:
-        ValueError: for an argument outside its range, inputs that are not of rank 4, or experiment ids that are
-            missing.
+        ValueError: for an argument outside its range, inputs that are not of rank 4 or not of a float type, or
+            experiment ids that are missing.
 
     Example:
 
@@ -225,6 +225,7 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             self.log_scale = self.add_weight(shape=(columns,), initializer="zeros", dtype="float32", name="log_scale")
 
     def call(self, inputs, experiment=None, training=None):
+        self._check_type(inputs)
         if not training:
             return inputs
         statistics = ops.concatenate(feature_statistics(inputs), axis=-1)
@@ -241,6 +242,17 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
         outputs, _ = shift_statistics(inputs, uncertainty.offsets(uncertain, coordinates))
         self.update_means(ops.stop_gradient(statistics), experiment)
         return outputs
+
+    def _check_type(self, inputs):
+        if not keras.backend.is_float_dtype(inputs.dtype):
+            raise ValueError(
+                f"`{self.name}` takes feature maps of a float type: statistics move by parts of a grey level. "
+                f"Received: {keras.backend.standardize_dtype(inputs.dtype)}. Put keras.layers.Rescaling before it."
+            )
+
+    def compute_output_spec(self, inputs, experiment=None, training=None):
+        self._check_type(inputs)
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def uncertainty(self, statistics, experiment=None):
         """The `keras_abra.uncertainty.Uncertainty` of these statistics `(batch, 2 * channels)`."""

@@ -3,6 +3,7 @@ import math
 import keras
 from keras import ops
 
+from keras_abra.kinds import is_number, plain
 from keras_abra.losses.precision import full_precision
 from keras_abra.losses.softmax_cross_entropy import shares_of, softmax_cross_entropy
 
@@ -95,11 +96,13 @@ class ArcFace(keras.losses.Loss):
 
     def __init__(self, margin=0.5, scale=30.0, reduction="sum_over_batch_size", name="arcface", dtype=None):
         super().__init__(name=name, reduction=reduction, dtype=full_precision(dtype))
-        if not 0.0 <= margin < math.pi / 2:
-            hint = f" If it is in degrees, pass {math.radians(margin):.4f}." if margin >= math.pi / 2 else ""
-            raise ValueError(f"`margin` is an angle in radians, in [0, pi/2). Received: margin={margin}.{hint}")
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"`scale` must be a positive, finite number. Received: scale={scale}")
+        margin, scale = plain(margin), plain(scale)
+        if not is_number(margin) or not 0.0 <= margin < math.pi / 2:
+            in_degrees = is_number(margin) and margin >= math.pi / 2
+            hint = f" If it is in degrees, pass {math.radians(margin):.4f}." if in_degrees else ""
+            raise ValueError(f"`margin` is an angle in radians, in [0, pi/2). Received: margin={margin!r}.{hint}")
+        if not is_number(scale) or not 0.0 < scale < math.inf:
+            raise ValueError(f"`scale` must be a positive, finite number. Received: scale={scale!r}")
         self.margin = float(margin)
         self.scale = float(scale)
 

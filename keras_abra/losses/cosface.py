@@ -3,6 +3,7 @@ import math
 import keras
 from keras import ops
 
+from keras_abra.kinds import is_number, plain
 from keras_abra.losses.precision import full_precision
 from keras_abra.losses.softmax_cross_entropy import shares_of, softmax_cross_entropy
 
@@ -75,13 +76,14 @@ class CosFace(keras.losses.Loss):
 
     def __init__(self, margin=0.35, scale=30.0, reduction="sum_over_batch_size", name="cosface", dtype=None):
         super().__init__(name=name, reduction=reduction, dtype=full_precision(dtype))
-        if not 0.0 <= margin <= 1.0:
+        margin, scale = plain(margin), plain(scale)
+        if not is_number(margin) or not 0.0 <= margin <= 1.0:
             raise ValueError(
                 f"`margin` is a difference of cosines, in [0, 1], not an angle (that is ArcFace's). "
-                f"Received: margin={margin}"
+                f"Received: margin={margin!r}"
             )
-        if not 0.0 < scale < math.inf:
-            raise ValueError(f"`scale` must be a positive, finite number. Received: scale={scale}")
+        if not is_number(scale) or not 0.0 < scale < math.inf:
+            raise ValueError(f"`scale` must be a positive, finite number. Received: scale={scale!r}")
         self.margin = float(margin)
         self.scale = float(scale)
 

@@ -1,4 +1,5 @@
 import contextlib
+import warnings
 
 import keras
 from keras import ops
@@ -278,7 +279,8 @@ class ABRAModel(backend.Trainer, keras.Model):
         return self.compute_metrics(x, y, result.logits, sample_weight=sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=False):
-        """Margin-free cross-entropy: the loss of `evaluate`."""
+        """Margin-free cross-entropy: the loss of `evaluate`. `fit` does not call it: what it minimizes are `loss`,
+        `alignment` and what layers add by `add_loss`."""
         return _CrossEntropy()(y, y_pred, sample_weight=sample_weight)
 
     def get_metrics_result(self):
@@ -321,6 +323,13 @@ class ABRAModel(backend.Trainer, keras.Model):
                 "variables). Leave jit_compile at 'auto'."
             )
         checks.check_metrics(kwargs, (*LOGS, "skipped"))
+        if type(self).compute_loss is not ABRAModel.compute_loss:
+            warnings.warn(
+                f"{type(self).__name__} has a `compute_loss` of its own: `evaluate` takes it and `fit` does not, which "
+                "minimizes the model's `loss` and `alignment`. Give a loss with `margin_logits`, or `add_loss` in a "
+                "layer.",
+                stacklevel=2,
+            )
         self.branches.freeze_alike()
         self._embedder.value = None  # its compiled function is of what was trainable then
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)

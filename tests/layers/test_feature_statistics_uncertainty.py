@@ -64,6 +64,22 @@ def test_a_perturbed_deviation_stays_between_a_tenth_and_ten_times_its_own():
         np.testing.assert_allclose(np.std(keras.ops.convert_to_numpy(outputs), (1, 2)), factor * sigma, rtol=1e-2)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_grey_levels_as_integers_are_refused(training):
+    with pytest.raises(ValueError, match="takes feature maps of a float type.* Received: uint8. Put keras.layers.Resc"):
+        built()(np.full((6, 5, 5, 4), 200, "uint8"), training=training)
+    with pytest.raises(ValueError, match="Received: uint8"):
+        FeatureStatisticsUncertainty()(keras.Input((5, 5, 4), dtype="uint8"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_symbolic_output_has_the_type_of_the_real_one(dtype):
+    image = keras.Input((5, 5, 4), dtype=dtype)
+    output = FeatureStatisticsUncertainty(dtype="mixed_float16")(image)
+    found = keras.Model(image, output)(features().astype(dtype), training=True)
+    assert output.dtype == dtype == keras.backend.standardize_dtype(found.dtype)
+
+
 def test_without_training_it_is_the_identity():
     layer = built("domain")
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(features())), features())

@@ -183,7 +183,7 @@ def test_sample_weights_weigh():
     np.testing.assert_allclose(float(ArcFace()(LABELS, COSINE, sample_weight=weights)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("margin", [-0.1, np.pi / 2, 2.0, np.nan, np.inf])
+@pytest.mark.parametrize("margin", [-0.1, np.pi / 2, 2.0, np.nan, np.inf, None, "0.5"])
 def test_margin_is_an_angle_below_a_right_one(margin):
     with pytest.raises(ValueError, match=r"angle in radians, in \[0, pi/2\)"):
         ArcFace(margin=margin)
@@ -194,7 +194,7 @@ def test_a_margin_in_degrees_is_told_its_radians():
         ArcFace(margin=28.648)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, None])
 def test_scale_is_positive(scale):
     with pytest.raises(ValueError, match="`scale` must be a positive, finite number"):
         ArcFace(scale=scale)

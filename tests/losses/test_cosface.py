@@ -77,7 +77,7 @@ def test_half_precision_cosines_are_cast_up(half):
     np.testing.assert_allclose(float(loss), plain_loss(LABELS, rounded, 0.35, 30.0).mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("margin", [-0.1, 1.1, 28.6, np.nan])
+@pytest.mark.parametrize("margin", [-0.1, 1.1, 28.6, np.nan, None])
 def test_margin_is_a_difference_of_cosines(margin):
     with pytest.raises(ValueError, match=r"difference of cosines, in \[0, 1\], not an angle"):
         CosFace(margin=margin)

@@ -596,6 +596,7 @@ def test_numbers_may_be_those_of_numpy():
         keras.metrics.KLDivergence(),
         keras.metrics.SparseCategoricalCrossentropy,
         "bce",
+        keras.metrics.AUC(name="auce"),
     ],
 )
 def test_metrics_of_probabilities_are_refused(metric):
@@ -606,7 +607,17 @@ def test_metrics_of_probabilities_are_refused(metric):
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
 
     own = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
-    tiny_model().compile("sgd", metrics=["accuracy", own, crossentropy])
+    tiny_model().compile("sgd", metrics=["accuracy", own, crossentropy, keras.metrics.AUC(from_logits=True)])
+
+
+def test_a_loss_that_fit_would_not_take_is_pointed_out():
+    class Own(ABRAModel):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) + 1.0
+
+    model = Own(tiny_model().backbone, 5, embedding_dim=4)
+    with pytest.warns(UserWarning, match="Own has a `compute_loss` of its own: `evaluate` takes it and `fit` does not"):
+        model.compile("sgd")
 
 
 def test_labels_and_ids_that_are_fractions_are_named():

@@ -35,6 +35,21 @@ def test_embeddings_are_those_of_the_model_as_it_is_now():
         np.testing.assert_allclose(logits_of(model, images), model.predict(images, verbose=0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stages", [["conv"], []])
+def test_layers_whose_scales_come_as_gradients_are_refused_where_these_are_summed(stages):
+    image = keras.Input((8, 8, 2))
+    conv = keras.layers.Conv2D(3, 3, activation="relu", name="conv")(image)
+    model = ABRAModel(keras.Model(image, keras.layers.Dense(4)(conv)), 5, stages, embedding_dim=4)
+    model.quantize("float8")
+    model.compile("sgd", run_eagerly=True)
+    x, y = tiny_batch()
+    if stages:
+        with pytest.raises(ValueError, match="float8 layers cannot be trained with perturbed stages"):
+            model.train_on_batch(x["image"], y)
+    else:
+        assert np.isfinite(model.train_on_batch(x["image"], y)[0])
+
+
 def test_embeddings_are_made_as_the_model_runs():
     model, images = tiny_model(), tiny_batch()[0]["image"]
     model.compile("sgd", run_eagerly=True)
