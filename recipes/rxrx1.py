@@ -1,7 +1,7 @@
 """Train on some experiments of a cellular screen, name the siRNA in experiments never seen.
 
     python recipes/rxrx1.py                                     # embedded synthetic screen, minutes on two CPU cores
-    python recipes/rxrx1.py --data RXRX1 --records RECORDS      # the real screen: 125,510 sites, 46 GB, GPUs wanted
+    python recipes/rxrx1.py --data RXRX1 --records RECORDS      # the real screen: 125,510 sites, 49 GB, GPUs wanted
 
 Without arguments: writes the embedded screen, builds TFRecords, trains ABRA with `model.fit`, chooses the epoch by
 accuracy on the validation experiments, scores the test experiments once, prints a table. `--method erm | cutmix |
