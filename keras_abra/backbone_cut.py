@@ -43,7 +43,7 @@ def cut_backbone(backbone, after):
             )
         raise ValueError(
             f"Cannot cut `{backbone.name}` after {name!r}: {why}. Expected names of layers that every path from image "
-            f"to output goes through, with one output of rank 4. Valid here: {', '.join(cuts) or 'none'}."
+            f"to output goes through, with one float output of rank 4. Valid here: {', '.join(cuts) or 'none'}."
         )
     if len(set(after)) != len(after):
         raise ValueError(f"Each cut may be named once. Received: {after}")
@@ -140,6 +140,7 @@ def _cuts(backbone):
         passed = paths_to[id(tensor)] * paths_from[id(tensor)] == paths_to[id(target)]
         single = len(tensor_node(tensor).output_tensors) == 1
         uses = sum(other._keras_history.operation is operation for other in order)
-        if passed and single and uses == 1 and tensor is not source and len(tensor.shape) == 4:
+        feature_map = len(tensor.shape) == 4 and keras.backend.is_float_dtype(tensor.dtype)
+        if passed and single and uses == 1 and tensor is not source and feature_map:
             cuts[operation.name] = tensor
     return cuts

@@ -19,12 +19,14 @@ NO_SAMPLE = (
 
 _OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "crossentropy", "ce")
 _OF_PROBABILITIES += ("SparseCategoricalCrossentropy", "CategoricalCrossentropy")
+_OF_PROBABILITIES += ("auc", "AUC")
 _OF_PROBABILITIES += ("kl_divergence", "KLDivergence", "kld", "binary_crossentropy", "BinaryCrossentropy", "bce")
 _KERAS_OWN = (
     keras.losses.sparse_categorical_crossentropy,
     keras.losses.categorical_crossentropy,
     keras.losses.binary_crossentropy,
     keras.losses.kl_divergence,
+    keras.metrics.AUC,
     *(
         getattr(module, name)
         for module in (keras.metrics, keras.losses)

@@ -5,7 +5,7 @@ import numpy as np
 
 def plain(value):
     """A NumPy scalar as Python's number, which a config can hold; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
 
 
 def is_integer(value):

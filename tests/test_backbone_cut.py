@@ -84,6 +84,13 @@ def test_resnet50_is_cut_after_its_stages():
     assert {"conv1_relu", "conv2_block3_out", "conv3_block4_out", "conv4_block6_out"} <= set(valid_cuts(backbone))
 
 
+def test_a_map_of_grey_levels_as_integers_is_no_cut():
+    image = keras.Input((8, 8, 2), dtype="uint8")
+    x = keras.layers.ZeroPadding2D(name="pad", dtype="uint8")(image)
+    backbone = keras.Model(image, keras.layers.Conv2D(2, 1, name="conv")(keras.layers.Rescaling(1 / 255, name="r")(x)))
+    assert valid_cuts(backbone) == ["r", "conv"]
+
+
 class Subclassed(keras.Model):
     def call(self, x):
         return x

@@ -2,6 +2,7 @@
 
 import os
 import re
+import string
 from pathlib import Path
 
 import pandas as pd
@@ -57,9 +58,11 @@ def fill_template(template, columns, table, source, prefix=""):
             continue
         values, name = columns[match[1]]
         check_cells(table.assign(**{name: values}), name, ~values.str.contains(r"[{}\x00-\x1f]"), "no brace in a path")
-        values = _pad(match, table.assign(**{name: values}), name)
+        values = _pad(match, table.assign(**{name: values}), name, wells=True)
         paths = paths + (values.str.removesuffix("/") if template[end:].startswith("/") else values)
-    paths = pd.Series(paths + template[end:], index=table.index, dtype=object).str.removeprefix(prefix)
+    paths = pd.Series(paths + template[end:], index=table.index, dtype=object)
+    if prefix:
+        paths = paths.str.replace(f"^{re.escape(prefix.removesuffix('/'))}/", "", regex=True)
     for root in dict.fromkeys([os.path.abspath(source), os.path.realpath(source)]):
         paths = paths.str.removeprefix(f"{Path(root).as_posix()}/")
     good = paths.map({path: _stays_inside(path) for path in paths.unique()}).to_numpy(bool)
@@ -99,15 +102,19 @@ def combine(template, table, is_label=False):
     return (texts + template[end:]).str.strip().where(~empty, "").astype(object)
 
 
-def _pad(match, table, name):
-    """The values of a column for a field of a template: as they are, or padded with zeros."""
+def _pad(match, table, name, wells=False):
+    """The values of a column for a field of a template: as they are, or padded with zeros; `wells`: A1, too, as A01."""
     if not match[2]:
         return table[name]
-    expected = f"a whole number, which {match[0]} pads (1, and not 1.0), or a well such as A1"
-    check_cells(table, name, table[name].str.fullmatch(r"\d{1,18}|[A-Za-z]{1,2}\d{1,3}"), expected)
-    letters = table[name].str.rstrip("0123456789")
-    numbers = [value.removeprefix(row) for value, row in zip(table[name], letters, strict=True)]
-    return letters + pd.Series([format(int(number), match[2]) for number in numbers], table.index, dtype=object)
+    expected = f"a whole number, which {match[0]} pads (1, and not 1.0)" + (", or a well such as A1" if wells else "")
+    pattern = re.compile(r"([A-Za-z]{1,2})?(\d{1,3})|\d{1,18}" if wells else r"\d{1,18}")
+    check_cells(table, name, table[name].str.fullmatch(pattern), expected)
+
+    def padded(value):
+        number = value.lstrip(string.ascii_letters)
+        return value.removesuffix(number) + format(int(number), match[2])
+
+    return table[name].map(padded)
 
 
 def check_links(source, files, rows):

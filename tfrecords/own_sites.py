@@ -1,6 +1,7 @@
 """The table of a screen of one's own -> one row a site, as RxRx1 has it."""
 
 import decimal
+import functools
 import re
 import unicodedata
 import urllib.parse
@@ -18,7 +19,7 @@ from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_re
 _LONGEST = 200
 # How other programs write that there is nothing.
 _MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".", "empty", "blank", "unknown", "unassigned")
-_DECIMAL = re.compile(r"(?<![\d.])\d+\.\d+(?![\d.])")
+_WHOLE = re.compile(r"(?<![\d.])(\d+)\.0+(?![\d.])")
 _CONTROL = r"[\x00-\x1f\x7f]"
 _APART = "Say which column tells sites apart, or remove the repeated row; of rows for each channel keep one."
 _NO_PLATE = "No column is named as the plate: each experiment is taken for one."
@@ -59,7 +60,7 @@ def read_own_sites(source, screen, split_column=None):
         Path(source) / screen["table"],
         used,
         optional=[name for name in _OURS if name not in {*columns, *used} | told_otherwise(screen)],
-        advice=_advice_on_columns(templates[0], {*of_table, *read}),
+        advice=functools.partial(_advice_on_columns, templates[0], ours),
     )
     for text in made:
         raw[text] = combine(text, raw, is_label=text == columns.get("sirna"))
@@ -148,14 +149,15 @@ def rank_labels(names, kinds):
     return names.map(rank).astype("Int64")
 
 
-def _advice_on_columns(template, lacking):
-    """What to do about columns that the table lacks."""
-    ours = sorted(lacking & {*COLUMN_NAMES})
-    named = f"Name the table's column that is our {ours[0]}, `{ours[0]} = ...`" if ours else ""
-    named += ', or list the sites of each well, `sites = ["1", "2"]`' if ours and "site" in ours else ""
+def _advice_on_columns(template, named, lacking):
+    """What to do about columns that the table lacks; `named`: those of ours that the description names."""
+    unnamed = next((name for name in lacking if name in COLUMN_NAMES and name not in named), None)
+    first = f"Name the table's column that is our {unnamed}, `{unnamed} = ...`; or c" if unnamed else "C"
+    if unnamed == "site":
+        first = first.replace("; or", ', or list the sites of each well, `sites = ["1", "2"]`; or')
     return (
-        f"{named + '; or c' if named else 'C'}orrect the names of columns, the fields of the images' template "
-        f"{template!r}, or the table; a column of another table must be joined to it first."
+        f"{first}orrect the names of columns, the fields of the images' template {template!r}, or the table; a column "
+        "of another table must be joined to it first."
     )
 
 
@@ -164,7 +166,7 @@ def _report_similar(values, column):
     alike = {}
     for value in values.unique():
         key = unicodedata.normalize("NFKC", " ".join(value.split()))
-        key = _DECIMAL.sub(lambda found: found[0].rstrip("0").removesuffix("."), key)  # taxol 1.0 and taxol 1
+        key = _WHOLE.sub(r"\1", key)  # taxol 1.0 and taxol 1
         key = place_of_well(key).casefold()  # A1 and A01
         alike.setdefault(decimal.Decimal(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
     groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
@@ -233,6 +235,12 @@ def _well_types(raw, screen, sirna):
         meanings = {value: kind for kind, values in named.items() for value in values}
         if "treatment" not in named:
             _check_found(meanings, raw[column], column, screen["table"])
+            others = sorted({*raw[column]} - {*meanings})
+            more = f" and {len(others) - 5:,} more" if len(others) > 5 else ""
+            print(
+                f"The column {column!r} tells the controls: its other values ({', '.join(map(repr, others[:5]))}{more})"
+                " are treatments."
+            )
             return raw[column].map(lambda value: meanings.get(value, "treatment"))
         words = ", ".join(meaning or "nothing" for meaning in meanings)
         hint = "" if "" in meanings or (raw[column] != "").all() else '; `treatment = [""]` takes empty cells for such'
@@ -240,18 +248,21 @@ def _well_types(raw, screen, sirna):
         return raw[column].map(meanings)
     controls = screen.get("controls", {})
     kinds = {value: f"{kind}_control" for kind, values in controls.items() for value in values}
-    _check_found(kinds, sirna, screen["columns"].get("sirna", "sirna"), screen["table"])
+    other = (
+        ' Where another column tells controls: `well_type = "Compound"` under `columns` and, in place of `controls`, '
+        '`negative_control = ["DMSO"]` under `well_types`.'
+    )
+    _check_found(kinds, sirna, screen["columns"].get("sirna", "sirna"), screen["table"], other)
     return sirna.map(lambda value: kinds.get(value, "treatment"))
 
 
-def _check_found(controls, values, column, table):
+def _check_found(controls, values, column, table, other=""):
     absent = sorted(set(controls) - set(values))
     if absent:
         values = sorted(set(values) - {""}, key=lambda value: (plain(value) != plain(absent[0]), value))
         raise ValueError(
-            f"The control {absent[0]!r} is in no row of {table}. Expected a value of the column {column!r}, such as "
-            f"{', '.join(map(repr, values[:3]))}. Controls that another column tells are named by it: "
-            '`well_type = "Compound"`, and `negative_control = ["DMSO"]` under `well_types`.'
+            f"The control {absent[0]!r} is in no row of {table}. Expected a value of the column {column!r}, "
+            f"{'such as ' + ', '.join(map(repr, values[:3])) if values else 'which has none'}.{other}"
         )
 
 

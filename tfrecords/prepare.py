@@ -129,7 +129,7 @@ def prepare_build(
     reasons = pd.Series(f"left out by the splits {splits}", index=sites.index, dtype=object)
     used = sites["split"] != LEFT_OUT
     reasons[used] = find_missing(source, sites[used], channels, names and [names[i] for i in channels])
-    report_missing(source, sites[used], reasons[used], channels, strict)
+    report_missing(source, sites[used], reasons[used], channels, strict, own=layout == "screen")
     if excluded is not None:
         lacking = excluded[excluded["reason"].str.match("no files|missing channels")].set_index("site_id")["reason"]
         reasons = reasons.mask((reasons == "") & sites["site_id"].isin(lacking.index), sites["site_id"].map(lacking))

@@ -59,7 +59,7 @@ def report_emptied(sites, complete):
 
 def report_controls(sites, described, listed):
     if not described:
-        if (sites["sirna"] != "").any():
+        if sites["sirna"].notna().any():
             print("No controls are described: every label is taken for a treatment, and none is left to normalize by.")
         return
     negative = sites["well_type"] == "negative_control"
@@ -70,19 +70,25 @@ def report_controls(sites, described, listed):
         lacking = [f"{plate} of {experiment}" for experiment, plate in has.index[~has]]
         print(
             f"WARNING: {len(lacking):,} of {len(has):,} plates have no negative control, such as "
-            f"{', '.join(lacking[:3])}, which --normalize plate needs. Look whether theirs are written otherwise: what "
-            "is not named as a control is a treatment."
+            f"{', '.join(lacking[:3])}, which --normalize plate needs. Look whether theirs are written otherwise (what "
+            "is not named as a control is a treatment), or whether their files lack."
         )
 
 
-def report_missing(source, sites, reasons, channels, strict):
+def report_missing(source, sites, reasons, channels, strict, own):
     report = describe_missing(sites, reasons)
     if report is None:
         return
     files = [file for file, _ in channel_files(sites["path"][reasons != ""].iloc[0], channels)]
     expected = next((file for file in files if not (source / file).exists()), files[0])
     none = (reasons != "").all()
-    looked = f"Expected files such as {expected} below {str(source)!r}. {_instead(source, expected, none)}"
+    correct = "correct the table or the screen's description" if own else "correct the table, or take another layout"
+    near, others = _instead(source, expected)
+    looked = f"Expected files such as {expected} below {str(source)!r}."
+    if near is not None:
+        looked += f" There is {near!r}: {correct}."
+    elif none:
+        looked += f" {others}Put the expected ones there, or {correct}."
     if none:
         raise ValueError(f"{report}\nNo site is complete: nothing to build. {looked}")
     if strict:
@@ -91,28 +97,22 @@ def report_missing(source, sites, reasons, channels, strict):
     print(f"{many}{report}\n{looked} Such sites are left out, and listed in {EXCLUDED}.")
 
 
-def _instead(source, file, none):
-    """What there is in place of a file that lacks, as advice; `none`: whether there is none of its kind."""
+def _instead(source, file):
+    """What there is in place of a file that lacks: one of nearly its name, or None, and a sentence of the others."""
     place, parts = source, file.split("/")
     while len(parts) > 1 and (place / parts[0]).is_dir():
         place /= parts.pop(0)
-    there = sorted(list_files(place) - {parts[0]})
+    there = sorted(name for name in list_files(place) - {parts[0]} if not name.startswith("."))
     near = next((name for name in there if _as_read(name) == _as_read(parts[0])), None)
-    if near is not None:
-        return f"There is {near!r}: correct the table or the template."
-    if not none:
-        return ""
-    ending = PurePath(parts[0]).suffix.casefold()
+    ending, kind = PurePath(parts[0]).suffix.casefold(), "files"
     others = [name for name in there if PurePath(name).suffix.casefold() == ending]
-    if not others:
-        return "Put the images beside the tables."
-    where = f"{str(place.relative_to(source))!r} has" if place != source else "There are"
-    kind = "folders" if len(parts) > 1 else "files"
-    advice = "put those there, or correct the table or the screen's description (template, names of channels)"
-    return f"{where} {len(others):,} other {kind}, such as {others[0]!r}: {advice}."
+    if len(parts) > 1:
+        others, kind = [name for name in there if (place / name).is_dir()], "folders"
+    where = f"{place.relative_to(source).as_posix()!r} has" if place != source else "There are"
+    return near, f"{where} {len(others):,} other {kind}, such as {others[0]!r}. " if others else ""
 
 
 def _as_read(name):
     """A name without what a person overlooks: leading zeros, a `.0`, case, and how letters are composed."""
     name = re.sub(r"(\d)\.0(?!\d)", r"\1", unicodedata.normalize("NFC", name).casefold())
-    return re.sub(r"0+(?=\d)", "", name)
+    return re.sub(r"(?<!\d)0+(?=\d)", "", name)

@@ -20,7 +20,7 @@ def read_table(path, columns, optional=(), advice="Download or export the table 
         path: `pathlib.Path` of the file; `.parquet` or `.pq`, or CSV in UTF-8, which may be packed (`.csv.gz`).
         columns: names that must be there; others are dropped.
         optional: further names that are kept where they are there.
-        advice: what the user may do if a column lacks.
+        advice: what the user may do if a column lacks, or a function of a list of those that do.
 
     Returns:
         pandas.DataFrame of str (empty text where the file has none), with the file's name and the row in two further
@@ -113,18 +113,16 @@ def _as_text(value):
 
 def _check_header(path, header, columns, optional, advice, later=()):
     missing = [name for name in columns if name not in header]
+    if missing and any({*columns} <= {*line} for line in itertools.islice(later, _PREAMBLE)):
+        raise ValueError(f"{path.name} has its columns in line {later.line_num}. Remove the lines above it.")
     if missing and len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
         raise ValueError(f"{path.name} is not separated by commas: found {header[0]!r}. Save it with commas.")
-    lines = itertools.islice(later, _PREAMBLE) if missing else ()
-    number = next((2 + i for i, line in enumerate(lines) if {*columns} <= {*line}), None)
-    if number is not None:
-        raise ValueError(f"{path.name} has its columns in line {number}. Remove the lines above it.")
     if missing:
         alike = [name for name in header if plain(name) in map(plain, missing)]
         hint = f" There is {', '.join(map(repr, alike))}, which differs in blanks or capitals." if alike else ""
         raise ValueError(
             f"{path.name} lacks the column {', '.join(map(repr, missing))}. Expected {', '.join(columns)}; "
-            f"found {', '.join(header)}.{hint} {advice}"
+            f"found {', '.join(header)}.{hint} {advice(missing) if callable(advice) else advice}"
         )
     kept = [*dict.fromkeys([*columns, *(name for name in optional if name in header)])]
     twice = [name for name in kept if header.count(name) > 1]

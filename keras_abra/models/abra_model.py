@@ -323,9 +323,10 @@ class ABRAModel(backend.Trainer, keras.Model):
                 "variables). Leave jit_compile at 'auto'."
             )
         checks.check_metrics(kwargs, (*LOGS, "skipped"))
-        if type(self).compute_loss is not ABRAModel.compute_loss:
+        own = type(self)
+        if own.compute_loss is not ABRAModel.compute_loss and own.train_step is ABRAModel.train_step:
             warnings.warn(
-                f"{type(self).__name__} has a `compute_loss` of its own: `evaluate` takes it and `fit` does not, which "
+                f"{own.__name__} has a `compute_loss` of its own: `evaluate` takes it and `fit` does not, which "
                 "minimizes the model's `loss` and `alignment`. Give a loss with `margin_logits`, or `add_loss` in a "
                 "layer.",
                 stacklevel=2,

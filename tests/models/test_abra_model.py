@@ -597,10 +597,15 @@ def test_numbers_may_be_those_of_numpy():
         keras.metrics.SparseCategoricalCrossentropy,
         "bce",
         keras.metrics.AUC(name="auce"),
+        "AUC",
+        "auc",
+        keras.metrics.AUC,
     ],
 )
 def test_metrics_of_probabilities_are_refused(metric):
-    with pytest.raises(ValueError, match="(rossentropy|ce)' takes probabilities, and ABRAModel predicts logits"):
+    with pytest.raises(
+        ValueError, match="(?i)(rossentropy|ce|auc)' takes probabilities, and ABRAModel predicts logits"
+    ):
         tiny_model().compile("sgd", metrics=[metric])
 
     def crossentropy(y_true, y_pred):

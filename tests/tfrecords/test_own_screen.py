@@ -698,11 +698,15 @@ def test_where_no_file_is_found_one_with_nearly_its_name_is_shown(own, tmp_path,
 
 def test_what_is_there_in_place_of_files_is_shown(own, tmp_path, capsys):
     build = functools.partial(build_records, own)
-    with pytest.raises(ValueError, match="chBlue.tif below .* 'BR001' has 16 other files, such as 'A02_f01_chD"):
+    with pytest.raises(
+        ValueError, match="chBlue.tif below .* 'BR001' has 16 other files, such as 'A02_f01_chDNA.tif'. Put"
+    ):
         build(tmp_path / "a", screen=SCREEN | {"channels": ["Blue", "Red"]})
-    with pytest.raises(ValueError, match=r"There are 3 other folders, such as 'BR001': put those"):
+    (own / ".DS_Store").touch()
+    (own / "LICENSE").touch()
+    with pytest.raises(ValueError, match=r"There are 3 other folders, such as 'BR001'. Put the expected"):
         build(tmp_path / "b", screen=SCREEN | {"images": "x{Plate}/{well}_f{site:02}_ch{channel}.tif"})
-    with pytest.raises(ValueError, match="below .* Put the images beside the tables"):
+    with pytest.raises(ValueError, match=r"below '\S+own'. Put the expected ones there, or correct the table"):
         build(tmp_path / "c", screen=SCREEN | {"images": "{Plate}_{well}_f{site:02}_ch{channel}.png"})
     capsys.readouterr()
     table = own_table().assign(Field=lambda table: table["Field"].map({1: "1", 9: "09"}))
@@ -713,6 +717,9 @@ def test_what_is_there_in_place_of_files_is_shown(own, tmp_path, capsys):
     assert "12 of 24 sites lack channel files" in out and "There is 'A1_f01_chDNA.tif': correct the table" in out
     with pytest.raises(ValueError, match="There is 'A1_f01_chDNA.tif': .* Expected all of every site"):
         build(tmp_path / "strict", screen=screen, strict=True)
+    own_table().replace({"Field": {1: 109}}).to_csv(own / "wells.csv", index=False)
+    build(tmp_path / "other", screen=screen | {"images": SCREEN["images"]})  # f109 is no f09
+    assert "There is" not in capsys.readouterr().out
 
 
 def test_plates_whose_controls_are_written_otherwise_and_a_screen_without_any_are_pointed_out(own, tmp_path, capsys):
@@ -725,8 +732,12 @@ def test_plates_whose_controls_are_written_otherwise_and_a_screen_without_any_ar
     build(tmp_path / "dmso", screen=SCREEN)
     warning = "WARNING: 1 of 3 plates have no negative control, such as BR001 of day 1, which --normalize plate needs"
     assert warning in capsys.readouterr().out
-    build(tmp_path / "none", screen={name: value for name, value in SCREEN.items() if name != "controls"})
+    without = {name: value for name, value in SCREEN.items() if name != "controls"}
+    build(tmp_path / "none", screen=without)
     assert "No controls are described: every label is taken for a treatment" in capsys.readouterr().out
+    columns = {name: column for name, column in SCREEN["columns"].items() if name != "sirna"}
+    build(tmp_path / "unlabelled", screen=without | {"columns": columns, "splits": {"test": ["day 1", "2024/03"]}})
+    assert "No controls are described" not in capsys.readouterr().out
     own_table().to_csv(own / "wells.csv", index=False)
     for path in own.glob(f"*/{[*WELLS][[*WELLS.values()].index('DMSO')]}_*"):
         path.unlink()

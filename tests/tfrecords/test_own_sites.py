@@ -53,6 +53,10 @@ def test_a_template_may_pad_numbers(read):
         ValueError, match="wells.csv, row 2, column 'P': expected a whole number, which {plate:03} pads .* 'Plate 1'"
     ):
         read([("a", "Plate 1", "A", "2", "x")], images="{plate:03}/{W}_{site}.tif")
+    with pytest.raises(
+        ValueError, match=r"column 'W': expected a whole number, which {W:02} pads \(1, and not 1.0\); found"
+    ):
+        read([("a", "1", "A1", "2", "x")], columns=SCREEN["columns"] | {"well": "{P}{W:02}"})
 
 
 def test_the_number_of_a_well_may_be_padded(read):
@@ -68,7 +72,10 @@ def test_paths_may_begin_with_what_is_not_here(read):
     """As in JUMP's load_data.csv."""
     rows = [("a", "s3://bucket/x/", "A1", "1", "x")]
     screen = {"images": "{P}/A.tif", "columns": {"experiment": "E", "well": "W"}}
-    assert read(rows, **screen, prefix="s3://bucket/")["path"].tolist() == ["x/A.tif"]
+    for prefix in ("s3://bucket/", "s3://bucket"):
+        assert read(rows, **screen, prefix=prefix)["path"].tolist() == ["x/A.tif"]
+    with pytest.raises(ValueError, match="expected a path below"):
+        read(rows, **screen, prefix="s3://buck")
     with pytest.raises(ValueError, match="images = '{P}/A.tif'.*: expected a path below .*`prefix = ...` .*'s3://buck"):
         read(rows, **screen)
 
@@ -276,15 +283,16 @@ def test_empty_cells_may_mean_a_kind_of_well(read):
         read(rows, columns=columns, well_types=kinds | {"treatment": ["x"]})
 
 
-def test_controls_may_be_told_by_any_column_beside_the_label(read):
+def test_controls_may_be_told_by_any_column_beside_the_label(read, capsys):
     """As DMSO by the compound, where the label is a mechanism: an empty one is unknown, and no control."""
     rows = [("a", "DMSO", "A1", "1", ""), ("a", "c1", "A2", "1", "hdac"), ("a", "c2", "A3", "1", "")]
     screen = {"columns": {"experiment": "E", "well": "W", "well_type": "P", "sirna": "L"}, "images": "{W}"}
     kinds = read(rows, **screen, well_types={"negative_control": ["DMSO"]})["well_type"]
     assert kinds.tolist() == ["negative_control", "treatment", "treatment"]
-    with pytest.raises(ValueError, match="The control 'dmso' is in no row .* column 'P', such as 'DMSO', 'c1', 'c2'"):
+    assert "'P' tells the controls: its other values ('c1', 'c2') are treatments" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="The control 'dmso' is in no row .* column 'P', such as 'DMSO', 'c1', 'c2'.$"):
         read(rows, **screen, well_types={"negative_control": ["dmso"]})
-    with pytest.raises(ValueError, match="The control 'DMSO' .* 'L', such as 'hdac'. Controls that another column"):
+    with pytest.raises(ValueError, match="The control 'DMSO' .* 'L', such as 'hdac'. Where another column tells"):
         read(rows, columns=SCREEN["columns"], controls={"negative": ["DMSO"]})
 
 
@@ -301,3 +309,9 @@ def test_a_field_without_a_column_is_asked_for_by_our_name(read):
     columns = {"experiment": "E", "well": "W"}
     with pytest.raises(ValueError, match="lacks the column 'site'.* our site, `site = ...`, or list the sites of each"):
         read([("a", "P", "A1", "1", "x")], columns=columns, images="{W}_{site}.png")
+    with pytest.raises(ValueError, match="lacks the column 'Compound'.* Correct the names of columns"):
+        read([("a", "P", "A1", "1", "x")], columns=columns | {"plate": "P", "sirna": "Compound"}, images="{W}_{plate}")
+    with pytest.raises(ValueError, match="lacks the column 'dose'.* Correct the names of columns"):
+        read([("a", "P", "A1", "1", "x")], columns=columns | {"site": "S"}, images="{W}_{site}_{dose}.png")
+    with pytest.raises(ValueError, match="'DMSO' is in no row .* column 'sirna', which has none. Where"):
+        read([("a", "P", "A1", "1", "x")], columns=columns, images="{W}.png", controls={"negative": ["DMSO"]})

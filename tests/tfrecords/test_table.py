@@ -102,10 +102,10 @@ def test_an_empty_table_is_refused(release, text, message):
 
 
 def test_lines_above_the_header_are_told(tmp_path):
-    """As in Harmony's exports."""
-    (tmp_path / "wells.csv").write_text("Database,x\n\nPlate,Well,Row\n1,A1,1\n")
-    with pytest.raises(ValueError, match="wells.csv has its columns in line 3. Remove the lines above it"):
-        read_table(tmp_path / "wells.csv", ["Well", "Plate"])
+    for above in ("Exported 2024; v3\n\n", 'Database,"x\ny"\n', "Database,x\n\n"):
+        (tmp_path / "wells.csv").write_text(f"{above}Plate,Well,Row\n1,A1,1\n")
+        with pytest.raises(ValueError, match="wells.csv has its columns in line 3. Remove the lines above it"):
+            read_table(tmp_path / "wells.csv", ["Well", "Plate"])
     with pytest.raises(ValueError, match="wells.csv lacks the column 'Well', 'Site'"):
         read_table(tmp_path / "wells.csv", ["Well", "Site"])
 

@@ -79,9 +79,7 @@ def test_a_table_of_no_more_than_its_loader_reads_is_enough(wilds, edit_table):
 
 
 def test_a_wrong_layout_finds_no_files(wilds, tmp_path):
-    with pytest.raises(
-        ValueError, match="No site is complete: nothing to build. Expected files such as .*_w1.png"
-    ):
+    with pytest.raises(ValueError, match="No site is complete: nothing to build. Expected files such as .*_w1.png"):
         build_records(wilds, tmp_path / "records", layout="rxrx1")
     with pytest.raises(ValueError, match="Unknown layout 'WILDS'. Expected one of auto, rxrx1, wilds, kaggle"):
         build_records(wilds, tmp_path / "records", layout="WILDS")
