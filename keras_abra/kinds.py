@@ -4,7 +4,7 @@ import numpy as np
 
 
 def plain(value):
-    """A NumPy scalar as Python's number, which a config can hold; anything else as it is."""
+    """A NumPy scalar (or an array without dimensions) as Python's number, for a config; anything else as it is."""
     return value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
 
 

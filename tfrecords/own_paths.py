@@ -107,7 +107,7 @@ def _pad(match, table, name, wells=False):
     if not match[2]:
         return table[name]
     expected = f"a whole number, which {match[0]} pads (1, and not 1.0)" + (", or a well such as A1" if wells else "")
-    pattern = re.compile(r"([A-Za-z]{1,2})?(\d{1,3})|\d{1,18}" if wells else r"\d{1,18}")
+    pattern = re.compile(r"[A-Za-z]{1,2}\d{1,3}|\d{1,18}" if wells else r"\d{1,18}")
     check_cells(table, name, table[name].str.fullmatch(pattern), expected)
 
     def padded(value):

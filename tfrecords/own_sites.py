@@ -1,9 +1,6 @@
 """The table of a screen of one's own -> one row a site, as RxRx1 has it."""
 
-import decimal
 import functools
-import re
-import unicodedata
 import urllib.parse
 from pathlib import Path
 
@@ -13,13 +10,17 @@ from tfrecords.images import CHANNEL
 from tfrecords.leaks import place_of_well
 from tfrecords.own_paths import combine, fields_of, fill_template
 from tfrecords.own_screen import COLUMN_NAMES, KINDS, told_otherwise
+from tfrecords.reports import (
+    report_half_labelled,
+    report_missing_words,
+    report_shared,
+    report_similar,
+    report_unused,
+)
 from tfrecords.splits import SPLITS, natural
 from tfrecords.table import FILE, ROW, check_cells, check_one_treatment, find_repeated, plain, read_table
 
 _LONGEST = 200
-# How other programs write that there is nothing.
-_MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".", "empty", "blank", "unknown", "unassigned")
-_WHOLE = re.compile(r"(?<![\d.])(\d+)\.0+(?![\d.])")
 _CONTROL = r"[\x00-\x1f\x7f]"
 _APART = "Say which column tells sites apart, or remove the repeated row; of rows for each channel keep one."
 _NO_PLATE = "No column is named as the plate: each experiment is taken for one."
@@ -64,7 +65,7 @@ def read_own_sites(source, screen, split_column=None):
     )
     for text in made:
         raw[text] = combine(text, raw, is_label=text == columns.get("sirna"))
-    _report_unused(raw, used)
+    report_unused([name for name in _OURS if name in raw and name not in used])
     if "plate" not in columns:
         print(f"{_NO_PLATE} Add `plate = ...` to the columns if it has several.")
     if "sites" in screen:
@@ -82,7 +83,7 @@ def read_own_sites(source, screen, split_column=None):
         good = ~values.str.contains(_CONTROL) & ((values != "") | (name == "sirna"))
         check_cells(raw.assign(**{theirs: values}), theirs, good, f"the {name}, a text without control characters")
         sites[name] = values if name != "sirna" else values.where(values.str.strip() != "", "")
-        _report_similar(values, theirs)
+        report_similar(values, theirs)
     short = sites["experiment"].map(lambda name: len(urllib.parse.quote(name, safe="")) <= _LONGEST)
     theirs = texts["experiment"][1]
     check_cells(
@@ -102,9 +103,9 @@ def read_own_sites(source, screen, split_column=None):
     places = sites["experiment"] + "_" + sites["plate"].astype(str) + "_" + sites["well"].map(place_of_well)  # A1, A01
     controls = (sites["sirna"] == "") & (sites["well_type"] != "treatment")  # not unknown: known to hold nothing
     check_one_treatment(places, sites["sirna"].mask(controls, "no label"), sites["well_type"], sites["row"])
-    _report_half_labelled(places, sites)
+    report_half_labelled(places, sites)
     treated = sites["well_type"] == "treatment"
-    _report_missing_words(sites["sirna"][treated], texts["sirna"][1])
+    report_missing_words(sites["sirna"][treated], texts["sirna"][1])
     sites["sirna_id"] = rank_labels(sites["sirna"], sites["well_type"])
     sites["sirna"] = sites["sirna"].where(sites["sirna"] != "", None)
     known = texts | {name: (raw[name], name) for name in of_table}
@@ -123,7 +124,7 @@ def read_own_sites(source, screen, split_column=None):
             # The sites of a well may share one, such as an overview.
             files = sites.assign(path=sites["path"].str[i])
             _check_once(files.drop_duplicates(["well_id", "path"]), "path", "file", advice)
-            _report_shared(files, screen["channels"][i])
+            report_shared(files, screen["channels"][i])
     if own:
         good = raw[split_column].isin(("", *SPLITS))
         check_cells(raw, split_column, good, f"one of {', '.join(SPLITS)}, or nothing")
@@ -151,72 +152,15 @@ def rank_labels(names, kinds):
 
 def _advice_on_columns(template, named, lacking):
     """What to do about columns that the table lacks; `named`: those of ours that the description names."""
-    unnamed = next((name for name in lacking if name in COLUMN_NAMES and name not in named), None)
-    first = f"Name the table's column that is our {unnamed}, `{unnamed} = ...`; or c" if unnamed else "C"
-    if unnamed == "site":
-        first = first.replace("; or", ', or list the sites of each well, `sites = ["1", "2"]`; or')
-    return (
-        f"{first}orrect the names of columns, the fields of the images' template {template!r}, or the table; a column "
-        "of another table must be joined to it first."
+    advice = (
+        f"Correct the names of columns, the fields of the images' template {template!r}, or the table; a column of "
+        "another table must be joined to it first."
     )
-
-
-def _report_similar(values, column):
-    """Texts that a person would take for one: that differ in blanks, case, or how a number in them is written."""
-    alike = {}
-    for value in values.unique():
-        key = unicodedata.normalize("NFKC", " ".join(value.split()))
-        key = _WHOLE.sub(r"\1", key)  # taxol 1.0 and taxol 1
-        key = place_of_well(key).casefold()  # A1 and A01
-        alike.setdefault(decimal.Decimal(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
-    groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
-    if groups:
-        more = f"; and {len(groups) - 3:,} more such groups" if len(groups) > 3 else ""
-        print(
-            f"WARNING: the column {column!r} has {'; '.join(groups[:3])}{more}, which are taken for different ones. "
-            "Write them alike in the table if they are not."
-        )
-
-
-def _report_unused(raw, used):
-    found = [name for name in _OURS if name in raw and name not in used]
-    if found:
-        print(
-            f"The table has columns that are called {', '.join(found)}, which the description does not name: they are "
-            f"not used. Add such as `{found[0]} = {found[0]!r}` to its columns if they mean what ours do."
-        )
-
-
-def _report_shared(files, channel):
-    shared = files["path"].duplicated(keep=False)
-    if shared.any():
-        first = files[shared].iloc[0]
-        print(
-            f"WARNING: {int(shared.sum()):,} sites have the channel {channel!r} in common with other sites of their "
-            f"well, such as {first['row']} the file {first['path']!r}. Name in its template what tells sites apart, "
-            "unless it is an overview of the well."
-        )
-
-
-def _report_half_labelled(places, sites):
-    treated = sites["well_type"] == "treatment"
-    labelled = (sites["sirna"] != "")[treated].groupby(places[treated]).agg(["any", "all"])
-    half = labelled.index[labelled["any"] & ~labelled["all"]]
-    if len(half):
-        first = sites[treated & (places == half[0]) & (sites["sirna"] == "")].iloc[0]
-        print(
-            f"WARNING: {len(half):,} wells have a label in some of their rows and none in others, such as "
-            f"{first['row']}: sites without one are neither trained on nor scored. Write it into every row of the well."
-        )
-
-
-def _report_missing_words(labels, column):
-    words = labels[labels.str.casefold().isin(_MISSING)].value_counts()
-    if len(words):
-        print(
-            f"WARNING: the column {column!r} says {words.index[0]!r} in the rows of {words.iloc[0]:,} sites, which is "
-            "taken for the name of a treatment. Leave cells empty where it is unknown, or name it among the controls."
-        )
+    unnamed = next((name for name in lacking if name in COLUMN_NAMES and name not in named), None)
+    if unnamed is None:
+        return advice
+    sites = ', or list the sites of each well, `sites = ["1", "2"]`' if unnamed == "site" else ""
+    return f"Name the table's column that is our {unnamed}, `{unnamed} = ...`{sites}. Or: {advice}"
 
 
 def _numbers(texts):

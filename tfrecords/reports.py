@@ -1,13 +1,77 @@
 """What a build says of its tables before it writes: what is left out, what lacks, what will not go well."""
 
+import decimal
 import re
 import unicodedata
 from pathlib import PurePath
 
 from tfrecords.channels import describe_missing, list_files
 from tfrecords.images import channel_files
+from tfrecords.leaks import place_of_well
 from tfrecords.manifest import EXCLUDED
 from tfrecords.splits import LEFT_OUT, SPLITS, natural
+
+# How other programs write that there is nothing.
+_MISSING = ("na", "n/a", "nan", "none", "null", "<na>", "-", "--", "?", ".", "empty", "blank", "unknown", "unassigned")
+_WHOLE = re.compile(r"(?<![\d.])(\d+)\.0+(?![\d.])")
+
+
+def report_similar(values, column):
+    """Texts that a person would take for one: that differ in blanks, case, or how a number in them is written."""
+    alike = {}
+    for value in values.unique():
+        key = unicodedata.normalize("NFKC", " ".join(value.split()))
+        key = _WHOLE.sub(r"\1", key)  # taxol 1.0 and taxol 1
+        key = place_of_well(key).casefold()  # A1 and A01
+        alike.setdefault(decimal.Decimal(key) if re.fullmatch(r"\d+(\.\d+)?", key, re.ASCII) else key, []).append(value)
+    groups = [", ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
+    if groups:
+        more = f"; and {len(groups) - 3:,} more such groups" if len(groups) > 3 else ""
+        print(
+            f"WARNING: the column {column!r} has {'; '.join(groups[:3])}{more}, which are taken for different ones. "
+            "Write them alike in the table if they are not."
+        )
+
+
+def report_unused(found):
+    """Columns of the table that are called as ours are, and that the description does not name."""
+    if found:
+        print(
+            f"The table has columns that are called {', '.join(found)}, which the description does not name: they are "
+            f"not used. Add such as `{found[0]} = {found[0]!r}` to its columns if they mean what ours do."
+        )
+
+
+def report_shared(files, channel):
+    shared = files["path"].duplicated(keep=False)
+    if shared.any():
+        first = files[shared].iloc[0]
+        print(
+            f"WARNING: {int(shared.sum()):,} sites have the channel {channel!r} in common with other sites of their "
+            f"well, such as {first['row']} the file {first['path']!r}. Name in its template what tells sites apart, "
+            "unless it is an overview of the well."
+        )
+
+
+def report_half_labelled(places, sites):
+    treated = sites["well_type"] == "treatment"
+    labelled = (sites["sirna"] != "")[treated].groupby(places[treated]).agg(["any", "all"])
+    half = labelled.index[labelled["any"] & ~labelled["all"]]
+    if len(half):
+        first = sites[treated & (places == half[0]) & (sites["sirna"] == "")].iloc[0]
+        print(
+            f"WARNING: {len(half):,} wells have a label in some of their rows and none in others, such as "
+            f"{first['row']}: sites without one are neither trained on nor scored. Write it into every row of the well."
+        )
+
+
+def report_missing_words(labels, column):
+    words = labels[labels.str.casefold().isin(_MISSING)].value_counts()
+    if len(words):
+        print(
+            f"WARNING: the column {column!r} says {words.index[0]!r} in the rows of {words.iloc[0]:,} sites, which is "
+            "taken for the name of a treatment. Leave cells empty where it is unknown, or name it among the controls."
+        )
 
 
 def report_classes(prepared):
