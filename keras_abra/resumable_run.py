@@ -11,9 +11,7 @@ import keras
 from keras_abra import backend, run_state
 from keras_abra.callback_state import (
     callback_files,
-    decode,
     describe_callbacks,
-    encode,
     read_arguments,
     read_callbacks,
     restore_files,
@@ -22,6 +20,7 @@ from keras_abra.callback_state import (
     writes_file,
 )
 from keras_abra.checkpoint_folder import read_checkpoint, write_checkpoint
+from keras_abra.plain_values import decode, encode
 from keras_abra.same_run import check_same_run, describe_run
 from keras_abra.termination import Termination
 

@@ -4,7 +4,7 @@ import warnings
 import keras
 from keras import ops
 
-from keras_abra import backend, checks, fit_arguments
+from keras_abra import backend, checks, data_checks, fit_arguments
 from keras_abra.backbone_cut import cut_backbone
 from keras_abra.feature_statistics import shift_statistics
 from keras_abra.fused_step import fused_step
@@ -194,7 +194,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         """L2-normalized embeddings, float32 NumPy `(samples, embedding_dim)`. Arguments as for `predict`."""
         if self._embedder.value is None:
             self._embedder.value = run_alike(Embedder(self), self)
-        fit_arguments.check_division(x, batch_size)
+        data_checks.check_division(x, batch_size)
         return self._embedder.value.predict(x, batch_size=batch_size, verbose=verbose, steps=steps)
 
     def embed_features(self, features, training, branch=None):
@@ -362,9 +362,9 @@ class ABRAModel(backend.Trainer, keras.Model):
         return super().export(*args, **kwargs)
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
-        fit_arguments.check_arrays(self, x, y)
+        data_checks.check_data(self, x, y)
         self._set_skipping(False)
-        with fit_arguments.plain_errors():
+        with data_checks.plain_errors():
             return super().train_on_batch(x, y, *args, **kwargs)
 
     def fit(self, *args, **kwargs):
@@ -382,7 +382,7 @@ class ABRAModel(backend.Trainer, keras.Model):
         self._set_skipping(fit_arguments.watch_finite(arguments))
         if isinstance(self.warmup, float) and not self.ramp.has_begun():
             self.ramp.start(fit_arguments.ramp_length(self, arguments))
-        with fit_arguments.plain_errors():
+        with data_checks.plain_errors():
             return super().fit(**arguments)
 
     def _set_skipping(self, skip):
@@ -403,15 +403,15 @@ class ABRAModel(backend.Trainer, keras.Model):
         arguments = fit_arguments.bind(super().evaluate, args, kwargs)
         if not arguments.get("_use_cached_eval_dataset"):
             fit_arguments.check(self, arguments, training=False)
-        with self._evaluation(), fit_arguments.plain_errors():
+        with self._evaluation(), data_checks.plain_errors():
             return super().evaluate(**arguments)
 
     def predict(self, x, batch_size=None, *args, **kwargs):
-        fit_arguments.check_division(x, batch_size)
+        data_checks.check_division(x, batch_size)
         return super().predict(x, batch_size, *args, **kwargs)
 
     def test_on_batch(self, x, y=None, *args, **kwargs):
-        fit_arguments.check_arrays(self, x, y, training=False)
+        data_checks.check_data(self, x, y, training=False)
         with self._evaluation():
             return super().test_on_batch(x, y, *args, **kwargs)
 
