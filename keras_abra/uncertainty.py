@@ -24,6 +24,11 @@ class Uncertainty(NamedTuple):
     spread: Any
     factors: Any = None
 
+    @property
+    def coordinates(self):
+        """Number of coordinates of a perturbation."""
+        return ops.shape(self.spread)[-1] if self.factors is None else ops.shape(self.factors)[0]
+
 
 def _varying(variance, mean):
     return ops.sqrt(ops.maximum(variance, 0.0)) > 1e-6 * (ops.abs(mean) + 1e-3)
@@ -71,9 +76,11 @@ def domain(means, seen, groups):
     """
     members = groups * seen[:, None]
     sizes = ops.sum(members, axis=0)
-    centres = ops.matmul(ops.transpose(members), means) / ops.maximum(sizes, 1.0)[:, None]
+    # Sums and no products of matrices, which on a GPU may have ten bits: of differences between experiments too few.
+    centres = ops.sum(members[:, :, None] * means[:, None], axis=0) / ops.maximum(sizes, 1.0)[:, None]
     freedom = ops.sum(sizes) - ops.sum(ops.cast(sizes > 0, "float32"))
-    factors = seen[:, None] * (means - ops.matmul(groups, centres)) / ops.sqrt(ops.maximum(freedom, 1.0))
+    own = ops.sum(groups[:, :, None] * centres[None], axis=1)
+    factors = seen[:, None] * (means - own) / ops.sqrt(ops.maximum(freedom, 1.0))
     mean = ops.sum(means * seen[:, None], axis=0, keepdims=True) / ops.maximum(ops.sum(seen), 1.0)
     return _from_factors(ops.where(freedom > 0, factors, 0.0), mean)
 

@@ -31,6 +31,7 @@ import keras
 import tensorflow as tf
 
 from keras_abra import backend
+from tfrecords.devices import leave_gpu_to_backend
 
 CHOICES = ("auto", "none", "mirrored", "data_parallel")
 LONGEST_WAIT = datetime.timedelta(days=7)  # for the first process, which builds the records
@@ -129,10 +130,12 @@ class Distribution(NamedTuple):
     def _tell(self, message):
         text = json.dumps(message, default=str)
         if keras.backend.backend() == "torch":
-            import torch.distributed
+            from torch.distributed import broadcast_object_list
+
+            from keras_abra.backend.torch import host_group
 
             box = [text]
-            torch.distributed.broadcast_object_list(box, src=0)
+            broadcast_object_list(box, src=0, group=host_group())
             return json.loads(box[0])
         # Not by a collective operation of the devices: those give up long before the records are built.
         from jax._src.distributed import global_state
@@ -160,6 +163,7 @@ def distribute(choice):
     has = {"tensorflow": "mirrored", "jax": "data_parallel", "torch": "data_parallel"}[name]
     if choice not in ("auto", "none", has):
         raise ValueError(f"--distribution {choice}: {name} has {has}. Choose that, auto or none.")
+    leave_gpu_to_backend()
     processes = started(name)
     if processes > 1 and (choice == "none" or name == "tensorflow"):
         raise ValueError(
@@ -221,17 +225,44 @@ def _torch(choice, started):
     import torch
     import torch.distributed as dist
 
-    gpu = torch.cuda.is_available() and os.environ.get("KERAS_TORCH_DEVICE", "cuda").startswith("cuda")
-    if gpu:
-        place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if place >= count:
-            raise ValueError(f"torchrun started process {place} on a machine of {count} GPUs: one process for each.")
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=LONGEST_WAIT)
-    atexit.register(dist.destroy_process_group)
+    from keras_abra.backend.torch import host_group
+
+    asked = os.environ.get("KERAS_TORCH_DEVICE", "cuda")
+    if torch.cuda.is_available() and asked.startswith("cuda"):
+        torch.cuda.set_device(_own_gpu(asked, torch.cuda.device_count()))
+        dist.init_process_group("nccl")  # its own timeout: a process that fails must not be waited for
+    else:
+        dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+        atexit.register(dist.destroy_process_group)
     devices = [None] * started
-    dist.all_gather_object(devices, f"{_device()} of process {dist.get_rank()}")
+    dist.all_gather_object(devices, f"{_device()} of process {dist.get_rank()}", group=host_group())
     return Distribution("data_parallel", devices, dist.get_rank(), started)
+
+
+def _own_gpu(asked, count):
+    """The number of this process's GPU, out of `count` that it sees; `asked`: the device that Keras is to take."""
+    if asked != "cuda":
+        raise ValueError(
+            f"KERAS_TORCH_DEVICE={asked}: each of several processes takes a GPU of its own. Set cuda, or nothing."
+        )
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError("WORLD_SIZE is set and LOCAL_RANK is not, which says the GPU of a process. Start by torchrun.")
+    place = int(os.environ["LOCAL_RANK"])
+    if place >= count:
+        raise ValueError(
+            f"torchrun started process {place} on a machine of {count} GPUs: one process for each, which sees them all."
+        )
+    return place
+
+
+def leave():
+    """Ends what `distribute` set up, when a job has ended well: after an error NCCL would wait here for processes that
+    wait for this one."""
+    if keras.backend.backend() == "torch" and started("torch") > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized() and dist.get_backend() == "nccl":
+            dist.destroy_process_group()
 
 
 class ProcessModel(backend.Replicated, keras.Model):

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import pandas as pd
 import tensorflow as tf
+from distribution import leave
 from methods import SOFTMAX, label_alike
 from output_folder import CHECKPOINTS, remove_checkpoints
 from scores import classes_table, predictions_table, wells_table
@@ -29,6 +30,7 @@ def as_command(name, main):
     """Runs a recipe from the command line. What the user can mend, a damaged record among it, is a line there."""
     try:
         main()
+        leave()
     except tf.errors.InvalidArgumentError as error:
         if (complaint := complaint_in(error)) is None:
             raise

@@ -15,7 +15,7 @@ CASES = [("diagonal", 1), ("low_rank", 3), ("domain", 1)]
 
 def start(self, uncertain, batch):
     """In place of the random draw: the backends' random numbers differ."""
-    columns = ops.shape(uncertain.spread if uncertain.factors is None else uncertain.factors[:, 0])[-1]
+    columns = uncertain.coordinates
     random = np.random.default_rng(columns)
     return ops.convert_to_tensor(0.3 * random.normal(size=(batch, columns)).astype("float32"))
 

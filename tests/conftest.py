@@ -11,9 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    if not tf.config.list_physical_devices("GPU"):  # replicas to test MirroredStrategy with
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+    cpu = tf.config.list_physical_devices("CPU")[0]  # replicas to test MirroredStrategy with
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
 def pytest_collection_modifyitems(items):

@@ -98,7 +98,7 @@ def injected(number):
     """In place of the replicas' own draws: some that depend on the row of the global batch alone."""
 
     def draw(self, uncertain, batch):
-        columns = ops.shape(uncertain.spread if uncertain.factors is None else uncertain.factors[:, 0])[-1]
+        columns = uncertain.coordinates
         rows = np.random.default_rng(columns).normal(size=(BATCH, columns)).astype("float32")
         return ops.convert_to_tensor(0.3 * rows[number * batch : (number + 1) * batch])
 

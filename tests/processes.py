@@ -21,6 +21,7 @@ def environment(number, processes, port):
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         **{"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes)},
         **{"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"},
+        **{"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"},  # also on a machine with GPUs
         "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"localhost:{port}",
         "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
         "KERAS_DISTRIBUTION_PROCESS_ID": str(number),

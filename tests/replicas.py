@@ -13,7 +13,7 @@ from tests.recording import RecordingOptimizer
 
 
 @functools.cache  # strategies on the same devices would give their collectives the same keys, and these mix
-def mirrored(number, collectives=False):
+def mirrored(number, collectives=False, kind="CPU"):
     """A strategy with that many replicas; without collectives, which are threads that wait for each other and slow in
     eager steps, sums are made on the first device."""
     import tensorflow as tf
@@ -21,7 +21,7 @@ def mirrored(number, collectives=False):
     class Strategy(tf.distribute.MirroredStrategy):
         _collective_key_base = 100_000 * (2 * number + collectives)  # as TensorFlow's own tests put strategies apart
 
-    devices = [d.name for d in tf.config.list_logical_devices()[:number]]
+    devices = [d.name for d in tf.config.list_logical_devices(kind)[:number]]
     return Strategy(devices, None if collectives else tf.distribute.ReductionToOneDevice())
 
 
@@ -79,7 +79,7 @@ def draw_by_sample(monkeypatch, first=0, shared=False):
     of its place in the replica's part."""
 
     def draw(self, uncertain, batch):
-        columns = ops.shape(uncertain.spread if uncertain.factors is None else uncertain.factors[:, 0])[-1]
+        columns = uncertain.coordinates
         place = ops.arange(batch)
         if not shared:
             everybody = backend.global_rows(ops.convert_to_tensor([batch]))

@@ -39,7 +39,7 @@ def many(tmp_path_factory):
         for where, cases in {"1 device": ONE, **MANY}.items():
             if where != "processes":
                 arguments += ["--", f"{folder / where}.npz:{where[0]}", *cases]
-        environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": xla_flags(4)}
+        environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(4)}
         command = [sys.executable, "-m", "tests.parallel_steps", *arguments[1:]]
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_abra.losses import DistributionAlignment
+from tests import replicas
 from tests.test_fused_step import STAGES, compare, mismatches, train_once
 from tests.tiny import tiny_backbone, tiny_batch, tiny_model
 
@@ -114,3 +116,23 @@ def test_a_step_is_that_of_the_cpu(structure, steps, whole_float32):
         if np.linalg.norm(g - e) <= min(10 * np.linalg.norm(m - e), most):
             gradients[i] = e
     assert mismatches(model, (gradients, *more), (expected, *expected_more)) == []
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank"])
+def test_two_gpus_take_the_step_of_one(structure, monkeypatch, whole_float32):
+    """By TensorFlow's own choice of collectives, NCCL's."""
+    if BACKEND != "tensorflow":
+        pytest.skip("MirroredStrategy is TensorFlow's")
+    import tensorflow as tf
+
+    if len(tf.config.list_logical_devices("GPU")) < 2:
+        pytest.skip("there is one GPU")
+    replicas.draw_by_sample(monkeypatch)
+
+    def build():
+        backbone = tiny_backbone(dropout=0.0, synchronized=True)
+        return tiny_model(structure, 1, STAGES["two"], backbone, alignment=DistributionAlignment("coral"))
+
+    one = replicas.train(tf.distribute.get_strategy(), build, *tiny_batch(), eagerly=False)
+    two = replicas.train(replicas.mirrored(2, collectives=True, kind="GPU"), build, *tiny_batch(), eagerly=False)
+    assert replicas.distance(two.gradients, one.gradients) <= 1e-4

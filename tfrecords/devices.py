@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 
 def keep_tensorflow_off_gpu():
@@ -23,9 +24,14 @@ def keep_tensorflow_off_gpu():
 
 
 def leave_gpu_to_backend():
-    """Does `keep_tensorflow_off_gpu` if this process uses Keras with another backend than TensorFlow."""
+    """Does `keep_tensorflow_off_gpu` if this process uses Keras with another backend than TensorFlow; warns if that
+    comes too late."""
     keras = sys.modules.get("keras")  # Looked up, not imported: tfrecords works without Keras.
     config = getattr(keras, "config", None)
     backend = config.backend() if config is not None else os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        keep_tensorflow_off_gpu()
+    if backend != "tensorflow" and not keep_tensorflow_off_gpu():
+        warnings.warn(
+            f"TensorFlow, which here only feeds data, had begun to use the GPU before, and {backend} may lack its "
+            "memory. Call tfrecords.keep_tensorflow_off_gpu() first.",
+            stacklevel=3,
+        )

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfrecords.devices import leave_gpu_to_backend
 from tfrecords.image_batches import Source
 from tfrecords.mirror import how_to_mend
 
@@ -23,6 +24,7 @@ def record_images(dest, sites, manifest):
         sites: rows of `list_sites`.
         manifest: see `read_manifest`.
     """
+    leave_gpu_to_backend()
     shape = tuple(manifest["image_shape"])
     decode = _decoder(shape, manifest["planes"])
     files, file_of = np.unique(sites["shard"].to_numpy(str), return_inverse=True)

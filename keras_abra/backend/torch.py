@@ -6,6 +6,7 @@ them must take the same number of steps.
 """
 
 import contextlib
+import datetime
 import functools
 
 import keras
@@ -127,19 +128,17 @@ def set_replica_values(variable, values):
 
 
 def generator_state():
-    """States of torch's global generators, of the CPU and of each GPU, behind each other in a NumPy array."""
-    return torch.cat([torch.get_rng_state(), *torch.cuda.get_rng_state_all()]).numpy()
+    """States of torch's global generators, of the CPU and of this process's GPU, behind each other in a NumPy array."""
+    gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return torch.cat([torch.get_rng_state(), *gpu]).numpy()
 
 
 def set_generator_state(state):
-    """Sets what `generator_state` gave; on a machine with other GPUs the states of those that are in both."""
+    """Sets what `generator_state` gave; where one machine has a GPU and the other none, the CPU's alone."""
     state, size = torch.from_numpy(state), len(torch.get_rng_state())
     torch.set_rng_state(state[:size])
-    if torch.cuda.is_available():
-        each = len(torch.cuda.get_rng_state())
-        torch.cuda.set_rng_state_all(
-            list(state[size:].split(each))[: torch.cuda.device_count()] if len(state) > size else []
-        )
+    if torch.cuda.is_available() and len(state) > size:
+        torch.cuda.set_rng_state(state[size:][: len(torch.cuda.get_rng_state())])
 
 
 def process_index():
@@ -155,7 +154,7 @@ def process_count(model):
 def wait_for_processes():
     """Returns when all processes that train together have come here."""
     if replicas() > 1:
-        dist.barrier()
+        dist.barrier(group=host_group())
 
 
 def alone():
@@ -168,14 +167,21 @@ def largest_of_processes(number):
     if replicas() == 1:
         return number
     found = torch.tensor(number, device="cpu")
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=host_group())
     return int(found)
+
+
+def host_group():
+    """A group of the processes that train together, whose messages do not wait for the accelerator and may be long in
+    coming, as of a process that builds records. All of them must ask for it at first."""
+    return _host_group(dist.group.WORLD)
 
 
 @functools.cache
 def _host_group(world):
-    """A group of the same processes whose messages do not wait for the accelerator."""
-    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+    if dist.get_backend(world) == "gloo":
+        return world
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
 
 
 def _sum_all(tensors):
@@ -219,7 +225,9 @@ class Replicated:
             self.optimizer.build(self.trainable_variables)
             take_noise_from_state(self._flatten_layers())
             for variable in [*self.variables, *self.optimizer.variables]:  # seeds among them
-                dist.broadcast(variable.value.data, 0)
+                value = variable.value.data.contiguous()  # NCCL takes no other
+                dist.broadcast(value, 0)
+                variable.value.data.copy_(value)
         return super().fit(*args, **kwargs)
 
     def train_step(self, data):

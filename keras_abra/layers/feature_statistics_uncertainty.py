@@ -269,9 +269,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
 
     def draw(self, uncertain, batch):
         """Random coordinates for each of `batch` samples, rescaled to the radius (not if that is None)."""
-        columns = uncertain.spread if uncertain.factors is None else uncertain.factors[:, 0]
-        columns = ops.shape(columns)[-1]
-        coordinates = keras.random.normal((batch, columns), dtype="float32", seed=self.noise_generator)
+        shape = (batch, uncertain.coordinates)
+        coordinates = keras.random.normal(shape, dtype="float32", seed=self.noise_generator)
         if self.radius is None:
             return coordinates
         return uncertainty.rescale(uncertain, coordinates, self.length(uncertain))
@@ -325,7 +324,9 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             return
         members = ops.one_hot(ops.cast(ops.reshape(experiment, (-1,)), "int32"), self.num_experiments, dtype="float32")
         counts = backend.global_sum(ops.sum(members, axis=0))
-        sums = backend.global_sum(ops.matmul(ops.transpose(members), statistics))
+        sums = backend.global_sum(
+            ops.sum(members[:, :, None] * statistics[:, None], axis=0)
+        )  # see `uncertainty.domain`
         means = sums / ops.maximum(counts, 1.0)[:, None]
         known, old = ops.convert_to_tensor(self.experiments_seen), ops.convert_to_tensor(self.experiment_means)
         moved = ops.where(known[:, None] > 0, self.MOMENTUM * old + (1 - self.MOMENTUM) * means, means)

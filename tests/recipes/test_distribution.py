@@ -100,6 +100,18 @@ def test_processes_that_would_each_do_the_whole_job_are_refused(monkeypatch):
         distribution.distribute("none")
 
 
+def test_each_process_of_torch_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ValueError, match="LOCAL_RANK is not, .* Start by torchrun"):
+        distribution._own_gpu("cuda", 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distribution._own_gpu("cuda", 4) == 3
+    with pytest.raises(ValueError, match="process 3 on a machine of 1 GPUs: one process for each, which sees them all"):
+        distribution._own_gpu("cuda", 1)
+    with pytest.raises(ValueError, match="KERAS_TORCH_DEVICE=cuda:0: each of several processes takes a GPU of its own"):
+        distribution._own_gpu("cuda:0", 4)
+
+
 def test_one_device_is_said_to_be_one(capsys, monkeypatch):
     if BACKEND == "tensorflow":
         config = distribution.tf.config

@@ -1,6 +1,9 @@
+import os
+import subprocess
 import sys
 import types
 
+import pytest
 import tensorflow as tf
 
 from tfrecords import devices
@@ -35,3 +38,28 @@ def test_too_late_is_said_and_not_raised(monkeypatch):
     monkeypatch.setattr(tf.config, "set_visible_devices", refuse)
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu"])
     assert devices.keep_tensorflow_off_gpu() is False
+    config = types.SimpleNamespace(backend=lambda: "jax")
+    monkeypatch.setitem(sys.modules, "keras", types.SimpleNamespace(config=config))
+    with pytest.warns(UserWarning, match="TensorFlow, .* had begun to use the GPU before, and jax may lack"):
+        devices.leave_gpu_to_backend()
+
+
+@pytest.mark.parametrize("use", ["read_records", "channel_statistics"])
+def test_whatever_reads_images_leaves_the_gpu_before_tensorflow_begins(records_tree, use):
+    """In a process of its own: where TensorFlow has made its first tensor it keeps the GPU."""
+    call = {"read_records": "'train', batch_size=2", "channel_statistics": "'train', group='plate'"}[use]
+    code = f"""
+import sys, tensorflow as tf
+from tensorflow.python.eager import context
+from tfrecords import devices
+told = devices.keep_tensorflow_off_gpu
+def keep():
+    print("begun" if context.context()._initialized else "in time")
+    return told()
+devices.keep_tensorflow_off_gpu = keep
+import tfrecords
+tfrecords.{use}({str(records_tree)!r}, {call})
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split("\n")[0] == "in time"
