@@ -91,7 +91,10 @@ PRESETS = {
         "rule": RULE,
     },
 }
-METHODS_HELP = f"of {', '.join(METHODS)}; of the ablation's; or one at a rate of its own, erm:learning_rate=0.005"
+METHODS_HELP = (
+    f"of {', '.join(METHODS)} (dsu: under ArcFace; dsu_softmax: as published); of the ablation's, "
+    f"{', '.join(ABLATION)}; or one at a rate of its own, erm:learning_rate=0.005"
+)
 
 
 def main(argv=None):
@@ -134,7 +137,12 @@ def climb(plan, settings, args, argv):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="quick",
+        help="quick (default): half an hour on two cores; the others: hours",
+    )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     parser.add_argument("--seeds", type=int, help="screens, each with seeds of its own (quick 3, full 5, ablation 3)")
     parser.add_argument(
@@ -186,8 +194,13 @@ def parse(argv):
         parser.error(f"Trials are made on {several}: none can be one of those that are reported, too.")
     if args.trial_screens > 1 and not trials:
         parser.error(f"--trial-screens {args.trial_screens} is of trials, and there are none.")
-    if args.tuned and args.screen == "synthetic" and (args.rates or not trials or not args.tuned.is_file()):
-        parser.error(f"--tuned takes a file, trials and no --rates; received {args.tuned}, {trials}, {args.rates}")
+    if args.tuned and args.screen == "synthetic":
+        if not args.tuned.is_file():
+            parser.error(f"--tuned {args.tuned} is no file.")
+        if args.rates or not trials:
+            parser.error(
+                f"--tuned needs --trials N, as many as it was made with, and no --rates; received N = {trials}"
+            )
     if args.rates and (args.trials or len({*args.rates}) < len(args.rates) or min(args.rates) <= 0):
         parser.error(f"--rates takes positive rates, each once, and no --trials; received {args.rates}, {args.trials}")
     real = args.screen != "synthetic"

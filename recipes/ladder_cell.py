@@ -47,7 +47,7 @@ def run_cell(cell, screens):
     network = contender.network
     logits = keras.Model(network.input, network.outputs[0])
     adaptive = with_batch_statistics(logits)
-    images = {split: split_images(records, split, settings) for split in cell["splits"]}
+    images = {split: split_images(records, split, settings) for split in cell["splits"] if split != "test"}
 
     def predict(split):
         sites, pixels = images[split]
@@ -67,6 +67,8 @@ def run_cell(cell, screens):
         )
     except NonFiniteLossError:
         diverged = True  # scored as it is: at chance
+    if "test" in cell["splits"]:
+        images["test"] = split_images(records, "test", settings)
     epochs = len(converge.seconds)
     result = {
         "splits": {split: score(images[split][0], np.nan_to_num(predict(split))) for split in cell["splits"]},

@@ -18,11 +18,11 @@ from contenders.objective_model import ObjectiveModel
 from contenders.vrex import VREx
 from contenders.winner_loss import WinnerLoss
 from ladder_methods import ADVERSARY, COMMON
-from methods import DSU
+from methods import DSU, make_alignment, with_layers
 
 from keras_abra import ABRAModel, cut_backbone, embedding_neck, step_cost
 from keras_abra.layers import CosineHead, FeatureStatisticsUncertainty
-from keras_abra.losses import ArcFace, CosFace, DistributionAlignment
+from keras_abra.losses import ArcFace, CosFace
 
 SEARCH_OPTIONS = (
     *("radius", "steps", "step_size", "start", "shared_by"),
@@ -119,11 +119,7 @@ def _with_layers(backbone, settings):
     stages = DSU["tiny_resnet"][: 3 if settings["layers"] == "mixstyle" else None]
     if "behind" in settings:
         stages = settings["behind"].split("+")
-    first, *rest = cut_backbone(backbone, stages)
-    x = first(backbone.input)
-    for part in rest:
-        x = part(make()(x))
-    return keras.Model(backbone.input, x)
+    return with_layers(backbone, stages, make)
 
 
 def _softmax_network(backbone, settings, classes):
@@ -139,7 +135,7 @@ def _margin_model(backbone, settings, classes, cell_types, warmup):
         options = {
             "perturb_after": settings["stages"].split("+"),
             "uncertainty": _uncertainty(settings, cell_types),
-            "alignment": _alignment(settings),
+            "alignment": make_alignment(settings["alignment"], settings["alignment_weight"], settings["two_sided"]),
             "perturbed_weight": settings["perturbed_weight"],
             "perturbed_norms": settings.get("perturbed_norms", "own"),
         }
@@ -162,14 +158,6 @@ def _uncertainty(settings, cell_types):
         structure = "domain"
     options |= {name: settings[name] for name in SEARCH_OPTIONS if name in settings}
     return FeatureStatisticsUncertainty(structure, **options)
-
-
-def _alignment(settings):
-    if settings["alignment"] == "none":
-        return DistributionAlignment(weight=0.0)
-    return DistributionAlignment(
-        settings["alignment"], weight=settings["alignment_weight"], two_sided=settings["two_sided"]
-    )
 
 
 def _objective(settings, experiments, warmup):

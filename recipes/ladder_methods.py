@@ -1,5 +1,6 @@
 """The rungs of the ladder: each method as settings. `ladder_contenders` makes its model."""
 
+import difflib
 import re
 
 # What a method is made of, unless it says otherwise. Network, batch, rate, decay: those of the embedded screen, chosen
@@ -178,9 +179,10 @@ def method_settings(method, **changes):
     if rate:
         changes = changes | {"learning_rate": float(rate)}
     if base not in known:
+        near = ", ".join(difflib.get_close_matches(base, known) or METHODS)
         raise ValueError(
-            f"Unknown method {method!r}. Expected some of {', '.join(known)}; or one of them with a rate of its own, "
-            "such as erm:learning_rate=0.005."
+            f"Unknown method {method!r}. Did you mean one of {near}? `ladder.py --help` has all; each may have a rate "
+            "of its own, such as erm:learning_rate=0.005."
         )
     return COMMON | known[base] | changes
 

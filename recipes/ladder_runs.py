@@ -50,8 +50,14 @@ def run_cells(cells, args):
     files = {cell_file(args.output, cell): cell for cell in cells}  # the same trial twice is one
     missing = [cell for file, cell in files.items() if not file.exists()]
     print(f"{len(files)} trainings, {len(files) - len(missing)} of them done before", flush=True)
+    commit = describe_commit()
+    kept = [json.loads(file.read_text())["result"].get("commit") for file in files if file.exists()]
+    if others := {other for other in kept if other not in (None, commit)}:
+        print(
+            f"Taken as they are, though trained by other code: {sum(c in others for c in kept)}, of {', '.join(others)}"
+        )
     screens = {json.dumps(cell["screen"], sort_keys=True): cell["screen"] for cell in missing}
-    start, maker = time.monotonic(), {"commit": describe_commit(), "machine": describe_machine(args.workers)}
+    start, maker = time.monotonic(), {"commit": commit, "machine": describe_machine(args.workers)}
     with processes(
         args.workers if missing else 1
     ) as run:  # also for a single one: with all threads sums round otherwise

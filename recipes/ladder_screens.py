@@ -22,8 +22,7 @@ from tfrecords import (
     write_screen,
 )
 from tfrecords.preprocess import augment
-
-CELL_TYPES = ("HUVEC", "RPE", "HEPG2", "U2OS")
+from tfrecords.screen_phenotype import CELL_TYPES
 
 
 def screen_records(folder, screen, data=None):

@@ -80,6 +80,21 @@ def test_a_cell_run_twice_gives_the_same_numbers(output):
     assert first["steps"] == 2 * first["epochs"] and 3 <= first["epochs"] <= 4  # 16 sites, batches of 8
 
 
+def test_no_image_of_test_is_read_before_training_has_ended(output, monkeypatch):
+    said, read = [], ladder_cell.split_images
+
+    class Watched(ladder_cell.Converge):
+        def on_train_end(self, logs=None):
+            said.append("the end")
+
+    monkeypatch.setattr(ladder_cell, "Converge", Watched)
+    monkeypatch.setattr(ladder_cell, "split_images", lambda *args: said.append(args[1]) or read(*args))
+    ladder_runs.prepare_screen((output, cell("erm")["screen"], None))
+    ladder_cell.run_cell(cell("erm"), output / "screens")
+    before, after = said[: said.index("the end")], said[said.index("the end") :]
+    assert sorted(before) == ["id_test", "val"] and "test" in after and "val" not in after
+
+
 def test_with_batch_statistics_an_experiments_controls_are_embedded_with_its_treatments():
     def embed(sites, images):  # less the mean of its experiment
         return images - np.stack([images[(sites["experiment"] == e).to_numpy()].mean(0) for e in sites["experiment"]])
@@ -232,7 +247,7 @@ def test_a_method_may_have_a_rate_of_its_own():
 
 
 def test_an_unknown_method_is_named_and_no_folder_made(tmp_path):
-    with pytest.raises(ValueError, match="Unknown method 'dsuu'. Expected some of erm, arcface"):
+    with pytest.raises(ValueError, match="Unknown method 'dsuu'. Did you mean one of dsu"):
         ladder.main(["--methods", "dsuu", "--output", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
 

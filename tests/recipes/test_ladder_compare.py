@@ -32,6 +32,14 @@ def test_methods_of_two_ladders_are_paired(tmp_path, capsys):
 
 
 @pytest.mark.any_backend
+def test_the_worst_experiments_may_be_other_ones(tmp_path, capsys):
+    file = cells(tmp_path, "a.csv", erm=((0.2, 0.4), (0.5, 0.3)), dsu=((0.6, 0.3), (0.4, 0.4)))
+    (row,) = ladder_compare.main([file, "--to", "erm", "--worst"])
+    assert row[:2] == ("dsu", pytest.approx(35)) and row[2][0] == pytest.approx(10)  # 30 and 40, to 20 and 30
+    assert "| method | test, worst | difference to erm |" in capsys.readouterr().out
+
+
+@pytest.mark.any_backend
 def test_what_has_nothing_to_be_compared_to_is_said(tmp_path, capsys):
     one = cells(tmp_path, "a.csv", erm=((0.2, 0.4), (0.3, 0.5)), abra__two_sided=((0.5, 0.5), (0.4, 0.6)))
     assert ladder_compare.main([one]) == []

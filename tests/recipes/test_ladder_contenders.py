@@ -33,6 +33,83 @@ def test_every_contender_is_built_and_answers(method):
     assert {id(v) for v in contender.network.trainable_variables} <= trained  # what is scored is what is trained
 
 
+def margin_of(contender):
+    loss = contender.model.loss_function
+    return {"margin": loss.margin, "scale": loss.scale}
+
+
+def layer_of(kind, **names):
+    """Reads, of the first such layer, a setting by the name of the attribute that is to hold it."""
+
+    def read(contender):
+        layer = next(layer for layer in layers_of(contender.network) if type(layer).__name__ == kind)
+        return {name: getattr(layer, attribute) for name, attribute in names.items()}
+
+    return read
+
+
+def adversary_of(contender):
+    (_, stage), alignment = contender.model.stages, contender.model.alignment
+    return {
+        **{name: getattr(stage, name) for name in ("structure", "radius", "steps", "step_size", "start", "shared_by")},
+        **{name: getattr(stage, name) for name in ("perturbed_share", "search_loss", "adversary_every", "ramp_radius")},
+        **{"alignment": alignment.kind, "alignment_weight": alignment.weight, "two_sided": alignment.two_sided},
+        **{name: getattr(contender.model, name) for name in ("perturbed_weight", "perturbed_norms")},
+        "stages": "+".join(contender.model.perturb_after),
+        **margin_of(contender),
+    }
+
+
+ADVERSARY = {
+    **{"structure": "low_rank", "radius": 0.4, "steps": 2, "step_size": 0.7, "start": "zero"},
+    **{"perturbed_share": 0.5, "search_loss": "softmax", "adversary_every": 3, "ramp_radius": True},
+    **{"alignment": "mmd", "alignment_weight": 0.3, "two_sided": True, "perturbed_weight": 0.4},
+    **{"perturbed_norms": "moving", "stages": "stem+stage2", "margin": 0.35, "scale": 7.0},
+}
+MADE = {
+    "coral": ({"penalty": 3.0}, lambda made: {"penalty": made.model.objective.weight}),
+    "irm": ({"penalty": 3.0}, lambda made: {"penalty": made.model.objective.penalty_weight.weight}),
+    "vrex": ({"penalty": 3.0}, lambda made: {"penalty": made.model.objective.penalty_weight.weight}),
+    "group_dro": ({"penalty": 0.3}, lambda made: {"penalty": made.model.objective.step_size}),
+    "dann": ({"penalty": 3.0}, lambda made: {"penalty": made.model.objective.weight}),
+    "winner_loss": (
+        {"margin": 0.35, "scale": 7.0},
+        lambda made: {name: getattr(made.model.objective.margin_loss, name) for name in ("margin", "scale")},
+    ),
+    "arcface": ({"margin": 0.35, "scale": 7.0}, margin_of),
+    "cosface": ({"margin": 0.35, "scale": 7.0}, margin_of),
+    "dsu": ({"probability": 0.3}, layer_of("FeatureStatisticsUncertainty", probability="probability")),
+    "dsu_softmax": ({"probability": 0.3}, layer_of("FeatureStatisticsUncertainty", probability="probability")),
+    "mixstyle": ({"probability": 0.3, "alpha": 0.7}, layer_of("MixStyle", probability="probability", alpha="alpha")),
+    "csu": (
+        {"probability": 0.3, "alpha": 0.7},
+        layer_of("CorrelatedStyleUncertainty", probability="probability", alpha="alpha"),
+    ),
+    "adv_style": (
+        {"penalty": 3.0, "adversary_rate": 0.02},
+        lambda made: (
+            layer_of("AdvStyle", penalty="weight")(made) | {"adversary_rate": made.model.optimizer.adversary_rate}
+        ),
+    ),
+    "adv_bn": (
+        {"box": 1.4, "step_size": 0.4},
+        lambda made: {"box": made.model.radius, "step_size": made.model.step_size},
+    ),
+    "abra": (ADVERSARY, adversary_of),
+}
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_what_is_built_has_the_settings(method):
+    settings, read = MADE[method]
+    made = build_contender(
+        method_settings(method, learning_rate=0.03, weight_decay=0.2, **settings), (24, 24, 6), 4, ["RPE", "RPE"], 2
+    )
+    assert {name: value for name, value in read(made).items() if name in settings} == settings
+    assert float(made.model.optimizer.learning_rate) == pytest.approx(0.03)
+    assert made.model.optimizer.weight_decay == 0.2
+
+
 @pytest.mark.parametrize(
     "method, kind, after",
     [

@@ -1,5 +1,6 @@
 """What a training of the ladder is fed, method by method."""
 
+import ladder_screens
 import numpy as np
 import pytest
 from ladder_contenders import build_contender, more_compute
@@ -7,7 +8,7 @@ from ladder_methods import method_settings
 from ladder_screens import batch_filled, groups_together, screen_records, training_data
 
 from keras_abra import step_cost
-from tfrecords import list_sites
+from tfrecords import augmentation, list_sites
 
 SCREEN = {"seed": 7, "batch_effect": 1.0, "image_size": 24, "treatments": 8, "train": 4, "val": 1, "test": 1}
 CLASSES = 8
@@ -62,6 +63,15 @@ def test_mixtures_have_the_images_of_plain_training_mixed_and_soft_labels(record
         assert any(((labels > 0.01) & (labels < 0.99)).any() for labels in soft), method
     kept = [(a[0] == b[0]).all(-1).mean() for a, b in zip(plain, batches(records, "cutmix"), strict=True)]
     assert 0 < np.mean(kept) < 1  # a box of another image, the rest the image itself
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("method, alpha", [("mixup", 0.7), ("cutmix", 0.1)])
+def test_mixtures_are_drawn_with_the_alpha_of_the_settings(records, monkeypatch, method, alpha):
+    asked = []
+    monkeypatch.setattr(ladder_screens, "mix_batches", lambda data, *args, **options: asked.append((*args, options)))
+    training_data(records, method_settings(method, batch_size=8, alpha=alpha), 3, CLASSES, False)
+    assert asked == [(getattr(augmentation, method), CLASSES, 3, {"alpha": alpha})]
 
 
 @pytest.mark.any_backend

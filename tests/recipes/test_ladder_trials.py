@@ -130,10 +130,12 @@ def test_a_trial_is_made_once_where_the_grid_has_no_more_and_its_error_names_it(
 @pytest.mark.any_backend
 @pytest.mark.parametrize("arguments", [(), ("--trials", "0"), ("--trials", "8", "--rates", "0.1"), ("--trials", "8")])
 def test_tuned_settings_need_trials_and_a_file(tmp_path, capsys, arguments):
-    file = "nowhere.json" if arguments == ("--trials", "8") else __file__
+    missing = arguments == ("--trials", "8")
+    file = "nowhere.json" if missing else __file__
     with pytest.raises(SystemExit):
         start(tmp_path, "--methods", "erm", "--tuned", file, *arguments)
-    assert "--tuned takes a file" in capsys.readouterr().err
+    expected = "--tuned nowhere.json is no file" if missing else "--tuned needs --trials N, as many as it was made with"
+    assert expected in capsys.readouterr().err
 
 
 def test_every_method_has_as_many_trials_each_another_and_first_its_own():

@@ -2,18 +2,19 @@ import numpy as np
 from contenders.irm import IRM, irm_penalty
 from keras import ops
 
+from tests.gradients import finite_difference, gradient
 from tests.recipes.contenders.reference import EXPERIMENTS, IDS, LABELS, LOGITS, losses, risks
 
 
-def slope(rows, step=1e-4):
+def slope(logits, rows, step=1e-4):
     """d/dw of the mean loss of these rows at w = 1, by differences."""
-    up, down = (losses(LOGITS.astype("float64") * w)[rows].mean() for w in (1 + step, 1 - step))
+    up, down = (losses(logits.astype("float64") * w)[rows].mean() for w in (1 + step, 1 - step))
     return (up - down) / (2 * step)
 
 
-def penalties():
+def penalties(logits=LOGITS):
     rows = {e: np.flatnonzero(IDS == e) for e in range(EXPERIMENTS)}
-    return {e: slope(r[::2]) * slope(r[1::2]) for e, r in rows.items() if len(r) > 1}
+    return {e: slope(logits, r[::2]) * slope(logits, r[1::2]) for e, r in rows.items() if len(r) > 1}
 
 
 def test_the_closed_form_is_the_derivative_by_a_scalar_on_the_logits():
@@ -30,3 +31,12 @@ def test_the_penalty_has_weight_one_and_then_its_own():
 
 def test_an_experiment_of_one_sample_has_no_penalty():
     assert float(irm_penalty(LOGITS[:1], LABELS[:1], IDS[:1], EXPERIMENTS)[0]) == 0
+
+
+def test_the_gradient_is_that_of_the_whole_formula():
+    def formula(logits):
+        return np.mean([*risks(logits).values()]) + 7 * np.mean([*penalties(logits).values()])
+
+    objective = IRM(EXPERIMENTS, weight=7.0, anneal_steps=0)
+    found = gradient(lambda logits: objective(logits, logits, LABELS, IDS), LOGITS)
+    np.testing.assert_allclose(found, finite_difference(formula, LOGITS, step=1e-4), rtol=1e-3, atol=1e-4)
