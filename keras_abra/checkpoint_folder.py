@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_NO_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # of file systems that sync none, some of networks among them
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -204,6 +205,9 @@ def _sync_folder(folder):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in _NO_FOLDERS:
+                raise
         finally:
             os.close(handle)
 

@@ -20,8 +20,8 @@ _moments = contextvars.ContextVar("moments")
 
 @contextlib.contextmanager
 def batch_moments(given=None):
-    """Of the pass within: the batch statistics of each `SharedMomentsNorm` come into the list that this gives; with
-    those of another pass, these are taken."""
+    """Of the pass within: the batch statistics of each `SharedMomentsNorm` or `MeasuredNorm` come into the list that
+    this gives; with those of another pass, the former takes these."""
     found = []
     token = _moments.set((found, None if given is None else iter(given)))
     try:
@@ -113,9 +113,7 @@ class SharedMomentsNorm(keras.layers.Layer):
         if given is None:
             found.append(self._batch_moments(x, axis))
             return self.norm(inputs, training=True)
-        weights = (None if w is None else ops.cast(w, "float32") for w in (self.norm.beta, self.norm.gamma))
-        outputs = ops.batch_normalization(x, *next(given), axis, *weights, self.norm.epsilon)
-        return ops.cast(outputs, self.compute_dtype)
+        return ops.cast(_normalize(self.norm, x, next(given), axis), self.compute_dtype)
 
     def _batch_moments(self, x, axis):
         axes = [i for i in range(len(x.shape)) if i != axis]
@@ -143,12 +141,15 @@ class MeasuredNorm(keras.layers.Layer):
         moments = ops.moments(x, [i for i in range(len(x.shape)) if i != axis])
         found, _ = _moments.get(([], None))
         found.append((self.norm, *moments))
-        scale, offset = (None if w is None else ops.cast(w, "float32") for w in (self.norm.gamma, self.norm.beta))
-        outputs = ops.batch_normalization(x, *moments, axis, offset, scale, self.norm.epsilon)
-        return ops.cast(outputs, self.compute_dtype)
+        return ops.cast(_normalize(self.norm, x, moments, axis), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+def _normalize(norm, x, moments, axis):
+    offset, scale = (None if w is None else ops.cast(w, "float32") for w in (norm.beta, norm.gamma))
+    return ops.batch_normalization(x, *moments, axis, offset, scale, norm.epsilon)
 
 
 def replace_norms(model, make):

@@ -13,10 +13,10 @@ class Termination:
         code: exit code.
         explain: function that gives the text printed on leaving.
         alive: function of a stack frame, that of the main thread when the signal comes: whether the question will be
-            asked at all. If not, the signal does what it did before. Default: it will.
+            asked at all. If not, the signal does what it did before.
     """
 
-    def __init__(self, grace, code, explain, alive=None):
+    def __init__(self, grace, code, explain, alive):
         self.grace, self.code, self.explain, self.alive = grace, code, explain, alive
         self._before = self._timer = None
         self.asked = self._waits = False
@@ -54,7 +54,7 @@ class Termination:
         raise SystemExit(self.code)
 
     def _note(self, number, frame):
-        if self.alive is not None and not self.alive(frame):
+        if not self.alive(frame):
             self.release()
             os.kill(os.getpid(), number)
             return

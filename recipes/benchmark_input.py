@@ -12,6 +12,7 @@ The last line of the output is JSON. results/input_speed.md has figures.
 """
 
 import functools
+import io
 import json
 import multiprocessing
 import os
@@ -39,11 +40,11 @@ from tfrecords import (
     standardize,
 )
 from tfrecords.frames import read_frames
+from tfrecords.listing import KINDS
 from tfrecords.screen_layout import layout
 from tfrecords.synthetic import draw_site
 
 SHAPES = {"wilds": (256, 3), "rxrx1": (512, 6)}
-KINDS = ("treatment", "control")
 DISTINCT = 12  # sites that are drawn; the others repeat their pixels in files of their own
 TREATMENTS = 1108
 MEMORY_BATCH = 16
@@ -150,10 +151,9 @@ def site_files(folder, row, channels):
 
 
 def encode_png(pixels):
-    with tempfile.SpooledTemporaryFile() as file:
-        Image.fromarray(pixels).save(file, "PNG")
-        file.seek(0)
-        return file.read()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def measure_read(case, repetitions):

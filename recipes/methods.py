@@ -84,8 +84,10 @@ def make_uncertainty(settings):
     )
 
 
-def make_alignment(kind, weight):
-    return DistributionAlignment(weight=0.0) if kind == "none" else DistributionAlignment(kind, weight=weight)
+def make_alignment(kind, weight, two_sided=True):
+    if kind == "none":
+        return DistributionAlignment(weight=0.0)
+    return DistributionAlignment(kind, weight=weight, two_sided=two_sided)
 
 
 def make_backbone(name, shape, weights=None):
@@ -110,10 +112,15 @@ def check_backbone_weights(name, weights, channels=None):
 
 def with_dsu(backbone, stages):
     """DSU (Li et al., ICLR 2022): random, after every stage, each with probability one half."""
+    return with_layers(backbone, stages, lambda: FeatureStatisticsUncertainty(radius=None, probability=0.5))
+
+
+def with_layers(backbone, stages, make):
+    """The backbone with a layer that `make` gives behind each of the stages."""
     first, *rest = cut_backbone(backbone, stages)
     x = first(backbone.input)
     for part in rest:
-        x = part(FeatureStatisticsUncertainty(radius=None, probability=0.5)(x))
+        x = part(make()(x))
     return keras.Model(backbone.input, x)
 
 

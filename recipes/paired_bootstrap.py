@@ -2,6 +2,8 @@
 
 import numpy as np
 
+TRUTH = 1.5  # mean of the simulated differences
+
 
 def paired_bootstrap(differences, draws=4000, level=0.95, seed=0):
     """Mean difference of two methods and its bootstrap interval.
@@ -47,12 +49,12 @@ def paired_bootstrap(differences, draws=4000, level=0.95, seed=0):
     return mean, float(low), float(high)
 
 
-def simulate(rng, screens, seeds, experiments, spreads, mean=1.5):
+def simulate(rng, screens, seeds, experiments, spreads):
     """Differences with known standard deviations between screens, seeds and experiments, and of what is left."""
     a, b, c, d = spreads
     shape = (seeds, experiments)
     return [
-        mean
+        TRUTH
         + a * rng.normal()
         + b * rng.normal(size=(seeds, 1))
         + c * rng.normal(size=shape[1])
@@ -66,7 +68,7 @@ def coverage(screens, seeds, spreads, experiments=12, runs=1000, draws=300, seed
     rng, hits = np.random.default_rng(seed), 0
     for run in range(runs):
         _, low, high = paired_bootstrap(simulate(rng, screens, seeds, experiments, spreads), draws, seed=run)
-        hits += low <= 1.5 <= high
+        hits += low <= TRUTH <= high
     return hits / runs
 
 

@@ -9,7 +9,6 @@ The images are not ours to give: RxRx1's are CC BY-NC-SA 4.0 (rxrx.ai), MNIST's 
 """
 
 import gzip
-import os
 from pathlib import Path
 
 import h5py
@@ -18,6 +17,7 @@ import pandas as pd
 from PIL import Image, ImageFilter
 
 from tfrecords.screen_layout import COLUMNS, WELLS
+from tfrecords.whole import write_whole
 
 CHANNELS = 6
 CUT = 96  # pixels of a field that an image shows: two or three cells across
@@ -258,6 +258,5 @@ def _write(folder, rows, pictures):
         for channel, pixels in enumerate(pictures[f"{experiment}_{plate}_{well}_{site}"], 1):
             Image.fromarray(pixels).save(place / f"{well}_s{site}_w{channel}.png", compress_level=1)
     metadata = pd.DataFrame(rows, columns=COLUMNS)
-    metadata.to_csv(folder / "metadata.csv.tmp", index=False)
-    os.replace(folder / "metadata.csv.tmp", folder / "metadata.csv")
+    write_whole(folder / "metadata.csv", metadata.to_csv(index=False).encode())
     return metadata

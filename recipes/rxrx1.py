@@ -267,14 +267,18 @@ def prepare_records(args, settings, output):
                 f"{settings['image_size']}. For less memory and time build records with --image-size or --crop."
             )
         return records
-    source = args.data
-    if source is None:
-        source = output / "screen"
-        if not (source / "metadata.csv").is_file():
-            shutil.rmtree(source, ignore_errors=True)  # half-written by a job that was stopped
-            write_screen(source)
+    source = args.data or embedded_screen(output)
     build_records(source, records, image_size=settings["image_size"], label=args.label or "sirna_id")
     return records
+
+
+def embedded_screen(output):
+    """The folder of the embedded screen, drawn if it is not there."""
+    source = output / "screen"
+    if not (source / "metadata.csv").is_file():
+        shutil.rmtree(source, ignore_errors=True)  # half-written by a job that was stopped
+        write_screen(source)
+    return source
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ takes (a class a line, in the order of metadata.csv), `model.keras`, `history.cs
 import argparse
 import functools
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -54,11 +53,11 @@ from options import (
     folder_or_url,
 )
 from output_folder import at_work, finished, make_output, refusal_leaves_nothing
-from rxrx1 import check_data, check_left_records, is_embedded
+from rxrx1 import check_data, check_left_records, embedded_screen, is_embedded
 from scores import print_scores, score_labelled
 from wilds_scores import count_lacking, in_table_order, prediction_file, wilds_metrics
 
-from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records, write_screen
+from tfrecords import build_records, class_names, keep_freed_memory, read_manifest, read_records
 from tfrecords.listing import KINDS
 from tfrecords.manifest import channel_names
 from tfrecords.sources import find_layout
@@ -75,7 +74,7 @@ PUBLISHED = REAL | {
     "weight_decay": 1e-5,
     "warmup_steps": 5415,
 }
-SMALL = EMBEDDED | {"normalize": "image", "learning_rate": 1e-2, "weight_decay": 1e-5, "epochs": 30}
+SMALL = EMBEDDED | {"normalize": "image", "weight_decay": 1e-5, "epochs": 30}
 
 
 def main(argv=None):
@@ -225,10 +224,7 @@ def prepare_records(args, output):
         check_left_records(args, records)
         source = Path(read_manifest(records)["source"])
     elif args.data is None:
-        source = output / "screen"
-        if not (source / "metadata.csv").is_file():
-            shutil.rmtree(source, ignore_errors=True)  # half-written by a job that was stopped
-            write_screen(source)
+        source = embedded_screen(output)
         build_records(source, records, channels=CHANNELS)
     else:
         cut = {} if find_layout(source) == "wilds" else {"channels": CHANNELS, "crop": CROP}

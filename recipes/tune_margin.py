@@ -39,6 +39,7 @@ from hparams import EMBEDDED, REAL
 from job import as_command, hash_shards, kinds_to_name
 from methods import PERTURB, build_model, check_backbone, make_optimizer
 from normalization import NORMALIZATIONS, normalization
+from options import check_numbers
 from rxrx1 import DATA_HELP, check_data, is_embedded, prepare_records
 from tuning_report import show_trials, trials_table
 
@@ -204,9 +205,7 @@ def parse(argv):
         )
     if "step_size" in args.search and "steps" not in args.search:
         parser.error("--search step_size needs steps beside it: by default there are no ascent steps")
-    for name in ("trials", "executions", "epochs", "batch_size", "image_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(args, name)}")
+    check_numbers(parser, args, ("trials", "executions", "epochs", "batch_size", "image_size"))
     return args
 
 
@@ -217,9 +216,7 @@ def claim_output(output, plan, resume):
     if not output.exists() or {path.name for path in output.iterdir()} <= NOT_BEGUN:
         output.mkdir(parents=True, exist_ok=True)
         (output / "records.sha256").unlink(missing_ok=True)
-        temporary = output / "search.json.tmp"
-        temporary.write_text(json.dumps(plan, indent=2) + "\n")
-        temporary.replace(file)
+        write_whole(file, (json.dumps(plan, indent=2) + "\n").encode())
         return False
     check_is_search(output)
     check_same_plan(output, plan)

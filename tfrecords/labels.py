@@ -2,7 +2,7 @@
 
 LABELS = ("sirna_id", "cell_type", "experiment", "well_type")
 _OWN = " (of a screen of your own: in the column that its description calls `sirna`)"
-_ORDER = {"treatment": 0, "positive_control": 1, "negative_control": 2}
+WELL_TYPES = ("treatment", "positive_control", "negative_control")  # in the order of their classes
 
 
 def class_map(sites, label="sirna_id", trained=True):
@@ -46,7 +46,7 @@ def class_map(sites, label="sirna_id", trained=True):
     classes = {}
     for row in pairs.itertuples(index=False):
         value = int(row[0]) if label == "sirna_id" else str(row[0])
-        kind = _ORDER[row[1]]
+        kind = WELL_TYPES.index(row[1])
         name, before = classes.get(value, (str(row[2]), kind))
         classes[value] = (name, min(kind, before))
     rank = (lambda value: (classes[value][1], value)) if label == "sirna_id" else None

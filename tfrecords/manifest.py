@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from tfrecords.remote import find_transport, is_remote, remote_url
+from tfrecords.splits import SPLITS
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -26,7 +27,6 @@ _KEYS = (
     "excluded",
     "versions",
 )
-_SPLITS = ("train", "id_test", "val", "test")
 
 
 def read_manifest(dest):
@@ -53,8 +53,8 @@ def read_manifest(dest):
         schema = manifest["schema"]
         if schema == SCHEMA:
             missing = [key for key in _KEYS if key not in manifest]
-            experiments = manifest.get("experiments", _SPLITS)
-            missing += [f"experiments of {split}" for split in _SPLITS if split not in experiments]
+            experiments = manifest.get("experiments", SPLITS)
+            missing += [f"experiments of {split}" for split in SPLITS if split not in experiments]
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             if manifest.pop("checksum", None) != hash_bytes(to_json(manifest)):

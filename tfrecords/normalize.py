@@ -8,12 +8,11 @@ import tensorflow as tf
 
 from tfrecords.composition import GROUPS
 from tfrecords.image_batches import image_batches
+from tfrecords.labels import WELL_TYPES
 from tfrecords.listing import KINDS, fetch_shards, list_sites
 from tfrecords.manifest import channel_names, read_manifest
 from tfrecords.mirror import local_folder
 from tfrecords.record_images import record_images
-
-WELL_TYPES = ("treatment", "positive_control", "negative_control")
 
 
 def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
@@ -56,7 +55,7 @@ def channel_statistics(dest, split, *, group=None, well_types=WELL_TYPES):
     sites = sites.reset_index(drop=True)
     source = record_images(fetch_shards(dest, manifest, {*sites["shard"]}), sites, manifest)
     step = max(1, 2**24 // int(np.prod(manifest["image_shape"])))
-    data = image_batches(source, tf.range(len(sites), dtype=tf.int64), step, lambda image: _sums(image[None])[0])
+    data = image_batches(source, tf.range(len(sites), dtype=tf.int64), step, _sums)
     data = data.map(lambda _, sums: sums)
     sums = np.concatenate(list(data.as_numpy_iterator()))
     pixels = manifest["image_shape"][0] * manifest["image_shape"][1]
@@ -154,8 +153,8 @@ def _move(images, gain, offset):
     return tf.ensure_shape(tf.reshape(rows, tf.shape(images)), images.shape)
 
 
-def _sums(images):
-    """int64 `(batch, channels, 2)`: the sum of the grey levels, and of their squares."""
-    levels = tf.cast(images, tf.int32)
-    columns = tf.stack([tf.reduce_sum(levels, axis=1), tf.reduce_sum(levels * levels, axis=1)], axis=-1)
-    return tf.reduce_sum(tf.cast(columns, tf.int64), axis=1)
+def _sums(image):
+    """int64 `(channels, 2)`: the sum of the grey levels, and of their squares."""
+    levels = tf.cast(image, tf.int32)
+    columns = tf.stack([tf.reduce_sum(levels, axis=0), tf.reduce_sum(levels * levels, axis=0)], axis=-1)
+    return tf.reduce_sum(tf.cast(columns, tf.int64), axis=0)

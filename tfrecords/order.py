@@ -77,6 +77,13 @@ class Passes:
         following = tf.maximum(self.begin(), epoch + 1)
         return self._table.insert(tf.constant(0, tf.int64), following)
 
+    def hand_out(self, batch, epoch, last):
+        """The batch; the `last` of an epoch finishes it. For the last stage of a pipeline, no parallel one: it runs
+        when a batch is asked for, not when it is prefetched."""
+        note = tf.cond(last, lambda: tf.group(self.finish(epoch)), tf.no_op)
+        with tf.control_dependencies([note]):
+            return tf.nest.map_structure(tf.identity, batch)
+
 
 def handed_out_when_asked():
     """Options of a dataset of counted `Passes`: a batch is handed out when it is asked for, none ahead of it.

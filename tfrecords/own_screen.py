@@ -4,10 +4,10 @@ import tomllib
 from pathlib import Path
 
 from tfrecords.images import CHANNEL
+from tfrecords.labels import WELL_TYPES
 from tfrecords.splits import SPLITS
 
 SCREEN_FILE = "screen.toml"
-KINDS = ("treatment", "positive_control", "negative_control")
 # Ours, on the left of `[columns]`; those that a table must have come first.
 COLUMN_NAMES = ("experiment", "well", "plate", "site", "sirna", "well_type", "cell_type", "dataset")
 _REQUIRED = COLUMN_NAMES[:2]
@@ -98,7 +98,7 @@ def read_screen(source, screen=None):
         screen.setdefault("channels", list(screen["images"]))
     _check_names(place, "columns", screen["columns"], COLUMN_NAMES)
     _check_names(place, "controls", screen.get("controls", {}), ("negative", "positive"))
-    _check_names(place, "well_types", screen.get("well_types", {}), KINDS)
+    _check_names(place, "well_types", screen.get("well_types", {}), WELL_TYPES)
     _check_names(place, "splits", screen.get("splits", {}), [name for name in SPLITS if name != "id_test"])
     for name in _REQUIRED:
         if name not in screen["columns"]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from tfrecords.images import CHANNEL
+from tfrecords.labels import WELL_TYPES
 from tfrecords.leaks import place_of_well
 from tfrecords.own_paths import combine, fields_of, fill_template
-from tfrecords.own_screen import COLUMN_NAMES, KINDS, told_otherwise
+from tfrecords.own_screen import COLUMN_NAMES, told_otherwise
 from tfrecords.reports import (
     report_half_labelled,
     report_missing_words,
@@ -132,20 +133,22 @@ def read_own_sites(source, screen, split_column=None):
     return sites
 
 
-def rank_labels(names, kinds):
+def rank_labels(names, well_types):
     """Numbers the names: treatments, then positive, then negative controls, each in natural order.
 
     Args:
         names: pandas.Series of str, empty where unknown.
-        kinds: pandas.Series of `own_screen.KINDS`.
+        well_types: pandas.Series of `labels.WELL_TYPES`.
 
     Returns:
         pandas.Series of Int64, missing where unknown.
     """
-    pairs = pd.DataFrame({"name": names, "kind": kinds})[names != ""].drop_duplicates()
+    pairs = pd.DataFrame({"name": names, "well_type": well_types})[names != ""].drop_duplicates()
     rank = {}
-    for kind in KINDS:
-        for name in sorted(set(pairs.loc[pairs["kind"] == kind, "name"]), key=lambda name: (natural(name), name)):
+    for well_type in WELL_TYPES:
+        for name in sorted(
+            set(pairs.loc[pairs["well_type"] == well_type, "name"]), key=lambda name: (natural(name), name)
+        ):
             rank.setdefault(name, len(rank))
     return names.map(rank).astype("Int64")
 
@@ -175,7 +178,7 @@ def _numbers(texts):
 def _well_types(raw, screen, sirna):
     column = screen["columns"].get("well_type")
     if column is not None:
-        named = screen.get("well_types") or {kind: [kind] for kind in KINDS}
+        named = screen.get("well_types") or {kind: [kind] for kind in WELL_TYPES}
         meanings = {value: kind for kind, values in named.items() for value in values}
         if "treatment" not in named:
             _check_found(meanings, raw[column], column, screen["table"])

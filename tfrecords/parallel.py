@@ -175,10 +175,15 @@ def _executor(workers, size):
 def _begin_process():
     # Before TensorFlow looks for GPUs, in the tasks that need it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent():
-    # Killed, the parent cannot stop its processes, and they would write on into a folder that no one holds.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def end_with_parent():
+    """Lets this process end when the one that started it does: killed, that cannot stop its processes, and they would
+    write on into a folder that no one holds."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -114,13 +114,8 @@ def read_published(
         batches = batches.enumerate().map(lambda step, batch: (epoch, step, *batch))
         return batches.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
-    def hand_out(epoch, last, batch):
-        # The last stage and no parallel one: it runs when a batch is asked for, not when it is prefetched.
-        note = tf.cond(last, lambda: tf.group(passes.finish(epoch)), tf.no_op)
-        with tf.control_dependencies([note]):
-            return tf.nest.map_structure(tf.identity, batch)
-
-    data = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch).map(hand_out)
+    data = tf.data.Dataset.range(1).map(lambda _: passes.begin()).flat_map(read_epoch)
+    data = data.map(lambda epoch, last, batch: passes.hand_out(batch, epoch, last))
     if count is not None:
         steps = count // batch_size if training else -(-count // batch_size)
         data = data.apply(tf.data.experimental.assert_cardinality(steps))

@@ -189,12 +189,8 @@ def read_records(
         return _begin_rest(passes, first_epoch) if first_step else passes.begin()
 
     def hand_out(step, element):
-        # The last stage and no parallel one: it runs when a batch is asked for, not when it is prefetched.
         epoch, batch = element
-        finished = passes.begin() if first_step else epoch
-        note = tf.cond(step == plan.steps - 1, lambda: tf.group(passes.finish(finished)), tf.no_op)
-        with tf.control_dependencies([note]):
-            return tf.nest.map_structure(tf.identity, batch)
+        return passes.hand_out(batch, passes.begin() if first_step else epoch, step == plan.steps - 1)
 
     dataset = tf.data.Dataset.range(1).map(lambda _: begin()).flat_map(read_epoch)
     dataset = dataset.map(finish, tf.data.AUTOTUNE, deterministic=deterministic)

@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 import pandas as pd
 
+from tfrecords.labels import WELL_TYPES
+
 FILE, ROW = "_file", "_row"
 PARQUET = (".parquet", ".pq")
 _PREAMBLE = 50  # lines that may stand above a table's header
@@ -173,7 +175,7 @@ def check_sites(table):
     _match(table, "well", r"[A-P](0[1-9]|1\d|2[0-4])", "a well of a 384-well plate, A01 to P24")
     _match(table, "site", r"[12]", "1 or 2")
     for column, values in (
-        ("well_type", ("treatment", "positive_control", "negative_control")),
+        ("well_type", WELL_TYPES),
         ("dataset", ("train", "val", "test")),
     ):
         check_cells(table, column, table[column].isin(values), f"one of {', '.join(values)}")

@@ -57,9 +57,7 @@ def _end_what_ended(folder, state):
         trial_id = running.pop(name)
         state["end_order"] += [] if trial_id in state["end_order"] else [trial_id]
     if ended:
-        temporary = folder / "oracle.json.tmp"
-        temporary.write_text(json.dumps(state))
-        os.replace(temporary, folder / "oracle.json")
+        _write_whole(folder / "oracle.json", json.dumps(state))
 
 
 def backup_project(folder):
@@ -103,9 +101,13 @@ def _backup(path):
         json.loads(text)
     except (OSError, ValueError):
         return
+    _write_whole(_copy_of(path), text)
+
+
+def _write_whole(path, text):
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_text(text)
-        os.replace(temporary, _copy_of(path))
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
