@@ -76,6 +76,11 @@ from tfrecords.screen_layout import layout
 EMBEDDED_DATA = "embedded"
 DATA_HELP = "RxRx1 release or Kaggle folder, or `embedded` (default): the embedded screen"
 
+WHAT_HELPED = (
+    "On the screens measured so far --method erm did what ABRA does, for less, and --normalize plate helped most "
+    '(where every plate has a negative control): README, "What helps, as measured".'
+)
+
 
 def main(argv=None):
     args = parse(argv)
@@ -102,6 +107,8 @@ def main(argv=None):
     check_on_nan(args.on_nan, args.method)
     check_of_method(args)
     distribution.say(settings["batch_size"])
+    if args.method == "abra" and settings["normalize"] == "image":
+        print(WHAT_HELPED)
     output = distribution.output(lambda: make_output(args.output, "rxrx1", args.resume))
     with at_work(output, alone=distribution.processes == 1):
         return train_and_score(args, settings, same, distribution, output)

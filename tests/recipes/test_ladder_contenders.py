@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from hparams import EMBEDDED, REAL
 from ladder_contenders import build_contender
 from ladder_methods import METHODS, method_settings
 
+from keras_abra.layers import FeatureStatisticsUncertainty
 from keras_abra.losses import CosFace
 
 pytestmark = pytest.mark.usefixtures("tiny_ladder")
@@ -144,6 +146,20 @@ def test_the_adversary_of_adv_style_and_the_discriminator_do_not_decay():
         decays = [v.path for v in model.trainable_variables if model.optimizer._use_weight_decay(v)]
         assert any(name in v.path for v in model.trainable_variables) and decays
         assert not [path for path in decays if name in path]
+
+
+def test_the_defaults_are_those_of_the_ladder():
+    layer, chosen = FeatureStatisticsUncertainty(), method_settings("abra_random")
+    assert layer.structure == chosen["structure"]
+    for settings in (EMBEDDED, REAL):
+        assert settings["structure"] is None  # the layer's own
+        for name in ("radius", "steps", "step_size"):
+            assert getattr(layer, name) == chosen[name] == settings[name]
+        assert (settings["alignment"], settings["alignment_weight"]) == (
+            chosen["alignment"],
+            chosen["alignment_weight"],
+        )
+    assert (EMBEDDED["margin"], EMBEDDED["scale"]) == (chosen["margin"], chosen["scale"])
 
 
 def test_abra_takes_the_margin_of_cosface():

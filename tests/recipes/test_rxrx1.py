@@ -69,6 +69,7 @@ def test_it_trains_scores_and_saves(method, screen, tmp_path, monkeypatch, capsy
         monkeypatch.chdir(tmp_path)
         job(*arguments)
         said = capsys.readouterr().out
+    assert ("--normalize plate helped most" in said) == method.startswith("abra")
     output = tmp_path / "runs" / "rxrx1-0001"
     metrics = json.loads((output / "metrics.json").read_text())
     assert (metrics["method"], metrics["backend"], metrics["seed"]) == (method.split()[0], keras.backend.backend(), 0)
