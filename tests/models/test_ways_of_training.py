@@ -131,7 +131,7 @@ def test_nothing_is_traced_anew_after_the_first_epoch(monkeypatch):
     assert len(traced) == epochs[0]
 
 
-def test_a_new_learning_rate_needs_no_new_trace():
+def test_a_new_learning_rate_acts_on_a_traced_step():
     model = tiny_model()
     model.compile(optimizer=keras.optimizers.SGD(0.1))
     x, y = tiny_batch()
