@@ -1,4 +1,23 @@
+import functools
+
 import pytest
+
+from tfrecords import write_screen
+
+
+@pytest.fixture(scope="session")
+def small_screen(tmp_path_factory):
+    """Function of a number of pixels that gives the folder of a screen, drawn once: two experiments in each of train,
+    val and test, eight treatments."""
+    experiments = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
+
+    @functools.cache
+    def draw(pixels):
+        folder = tmp_path_factory.mktemp("screen") / "screen"
+        write_screen(folder, image_size=pixels, treatments=8, experiments=experiments)
+        return folder
+
+    return draw
 
 
 @pytest.fixture

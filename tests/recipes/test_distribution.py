@@ -15,21 +15,19 @@ import pytest
 
 import keras_abra  # noqa: F401, its classes are registered for loading
 from tests.processes import PATIENCE, ROOT, environment, free_port, run_together, xla_flags
-from tfrecords import build_records, list_sites, site_ids_of_step, write_screen
+from tfrecords import build_records, list_sites, site_ids_of_step
 
 BACKEND = keras.backend.backend()
 KIND = {"tensorflow": "mirrored", "jax": "data_parallel", "torch": "data_parallel"}[BACKEND]
 CHILD = ROOT / "tests" / "recipes" / "in_process.py"
-SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
 BATCH = 12
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records")
-    write_screen(folder / "screen", image_size=16, treatments=8, experiments=SMALL)
-    build_records(folder / "screen", folder / "records")
-    return folder / "records"
+def records(small_screen, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records") / "records"
+    build_records(small_screen(16), folder)
+    return folder
 
 
 def together(recipe, folder, *arguments):

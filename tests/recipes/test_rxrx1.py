@@ -22,7 +22,7 @@ from methods import build_model, check_backbone, make_backbone
 from output_folder import at_work, make_output
 
 from keras_abra import ResumableRun
-from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records, write_screen
+from tfrecords import build_records, channel_statistics, class_names, read_records, verify_records
 from tfrecords.locks import HAS_LOCKS
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "rxrx1.py"
@@ -43,15 +43,11 @@ def job(*arguments):
 
 
 @pytest.fixture(scope="session")
-def screen(tmp_path_factory):
-    """A screen of four experiments in each part, four treatments, 24 pixels."""
-    folder = tmp_path_factory.mktemp("screen") / "screen"
-    write_screen(folder, image_size=24, treatments=8, experiments=SMALL)
-    return folder
+def screen(small_screen):
+    return small_screen(24)
 
 
 SPLITS = ("train", "id_test", "val", "test")
-SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
 OPTIONS = ("--backbone", "tiny_resnet", "--image-size", 24, "--batch-size", 8, "--epochs", 2)
 
 

@@ -18,20 +18,18 @@ pytest.importorskip("keras_tuner")
 import rxrx1  # noqa: E402
 import tune_margin  # noqa: E402
 
-from tfrecords import build_records, write_screen  # noqa: E402
+from tfrecords import build_records  # noqa: E402
 from tfrecords.locks import HAS_LOCKS  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SMALL = {split: {"HUVEC": 1, "RPE": 1} for split in ("train", "val", "test")}
 OPTIONS = ("--backbone", "tiny_resnet", "--batch-size", "8", "--epochs", "2", "--trials", "2", "--output", "out")
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tune")
-    write_screen(folder / "screen", image_size=24, treatments=8, experiments=SMALL)
-    build_records(folder / "screen", folder / "records")
-    return folder / "records"
+def records(small_screen, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune") / "records"
+    build_records(small_screen(24), folder)
+    return folder
 
 
 def start(name, folder, *arguments):
