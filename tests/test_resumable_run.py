@@ -587,7 +587,7 @@ def test_a_step_that_does_not_end_does_not_hold_the_process(tmp_path):
     child = os.fork()
     if child == 0:
         sys.stderr = open(tmp_path / "said", "w")
-        run._termination.grace, run._termination.alive = 0.2, None
+        run._termination.grace, run._termination.alive = 0.2, lambda frame: True
         run._termination.catch()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
