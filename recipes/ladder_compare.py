@@ -3,6 +3,7 @@
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv                    # each to its control
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --to erm           # each to this method
     python recipes/ladder_compare.py runs/a/cells.csv runs/b/cells.csv --split adabn --to erm
+    python recipes/ladder_compare.py runs/a/cells.csv --to erm --to-split adabn    # each as it is to ERM with AdaBN
     python recipes/ladder_compare.py runs/a/cells.csv --worst --to erm             # of each training's worst experiment
 
 Prints a row for each method: accuracy on test or, with `--split`, by what takes an experiment together (of sites, in
@@ -31,6 +32,9 @@ def main(argv=None):
         "--to", help="method that all are compared to (default: its control, see `ladder_methods.control_of`)"
     )
     parser.add_argument(
+        "--to-split", choices=("test", *TEST_TIME), metavar="SPLIT", help="of the other method, if it is another split"
+    )
+    parser.add_argument(
         "--worst", action="store_true", help="of the worst experiment of each training, to the worst of the other's"
     )
     args = parser.parse_args(argv)
@@ -39,10 +43,10 @@ def main(argv=None):
         raise ValueError(
             f"--to {args.to} is no method of these files. Expected one of {', '.join(cells['method'].unique())}."
         )
-    rows = compare(cells, args.split, args.to, args.worst)
-    print(
-        f"| method | {args.split}{', worst' * args.worst} | difference to {args.to or 'its control'} |\n|---|---|---|"
-    )
+    rows = compare(cells, args.split, args.to, args.to_split, args.worst)
+    what = args.split + ", worst" * args.worst
+    other = (args.to or "its control") + (f" ({args.to_split})" if args.to_split else "")
+    print(f"| method | {what} | difference to {other} |\n|---|---|---|")
     for method, accuracy, (mean, low, high) in rows:
         print(f"| {method} | {accuracy:.1f} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
     return rows
@@ -74,14 +78,14 @@ def join(files):
     return cells
 
 
-def compare(cells, split, baseline=None, worst=False):
+def compare(cells, split, baseline=None, its_split=None, worst=False):
     """List of (method, accuracy in percent, (mean, low, high) in points), of methods that have what to compare to."""
     rows = []
     for method in cells["method"].unique():
         other = baseline or control_of(method)
         if other in (None, method):
             continue
-        found = differences(cells, split, method, other, worst=worst)
+        found = differences(cells, split, method, other, its_split, worst)
         if found is None:
             lacking = [(name, count) for name in (method, other) if (count := _lacking(cells, split, name))]
             why = f"{other} was not trained on all of its screens"

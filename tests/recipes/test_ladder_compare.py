@@ -32,6 +32,16 @@ def test_methods_of_two_ladders_are_paired(tmp_path, capsys):
 
 
 @pytest.mark.any_backend
+def test_the_other_method_may_be_scored_otherwise(tmp_path, capsys):
+    table = pd.read_csv(cells(tmp_path, "a.csv", erm=((0.2, 0.4), (0.3, 0.5)), dsu=((0.6, 0.3), (0.4, 0.4))))
+    better = table.assign(split="adabn", accuracy=table["accuracy"] + 0.1)
+    pd.concat([table, better]).to_csv(tmp_path / "b.csv", index=False)
+    (row,) = ladder_compare.main([str(tmp_path / "b.csv"), "--to", "erm", "--to-split", "adabn"])
+    assert row[:2] == ("dsu", pytest.approx(42.5)) and row[2][0] == pytest.approx(42.5 - 45)
+    assert "| method | test | difference to erm (adabn) |" in capsys.readouterr().out
+
+
+@pytest.mark.any_backend
 def test_the_worst_experiments_may_be_other_ones(tmp_path, capsys):
     file = cells(tmp_path, "a.csv", erm=((0.2, 0.4), (0.5, 0.3)), dsu=((0.6, 0.3), (0.4, 0.4)))
     (row,) = ladder_compare.main([file, "--to", "erm", "--worst"])
