@@ -80,6 +80,7 @@ def test_a_cell_run_twice_gives_the_same_numbers(output):
     assert first["steps"] == 2 * first["epochs"] and 3 <= first["epochs"] <= 4  # 16 sites, batches of 8
 
 
+@pytest.mark.any_backend
 def test_no_image_of_test_is_read_before_training_has_ended(output, monkeypatch):
     said, read = [], ladder_cell.split_images
 
