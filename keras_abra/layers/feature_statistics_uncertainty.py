@@ -324,9 +324,8 @@ class FeatureStatisticsUncertainty(keras.layers.Layer):
             return
         members = ops.one_hot(ops.cast(ops.reshape(experiment, (-1,)), "int32"), self.num_experiments, dtype="float32")
         counts = backend.global_sum(ops.sum(members, axis=0))
-        sums = backend.global_sum(
-            ops.sum(members[:, :, None] * statistics[:, None], axis=0)
-        )  # see `uncertainty.domain`
+        # A sum and no product of matrices, see `uncertainty.domain`.
+        sums = backend.global_sum(ops.sum(members[:, :, None] * statistics[:, None], axis=0))
         means = sums / ops.maximum(counts, 1.0)[:, None]
         known, old = ops.convert_to_tensor(self.experiments_seen), ops.convert_to_tensor(self.experiment_means)
         moved = ops.where(known[:, None] > 0, self.MOMENTUM * old + (1 - self.MOMENTUM) * means, means)
