@@ -8,7 +8,7 @@ from ladder_methods import method_settings
 from ladder_screens import batch_filled, groups_together, screen_records, training_data
 
 from keras_abra import step_cost
-from tfrecords import augmentation, list_sites
+from tfrecords import list_sites
 
 SCREEN = {"seed": 7, "batch_effect": 1.0, "image_size": 24, "treatments": 8, "train": 4, "val": 1, "test": 1}
 CLASSES = 8
@@ -71,7 +71,7 @@ def test_mixtures_are_drawn_with_the_alpha_of_the_settings(records, monkeypatch,
     asked = []
     monkeypatch.setattr(ladder_screens, "mix_batches", lambda data, *args, **options: asked.append((*args, options)))
     training_data(records, method_settings(method, batch_size=8, alpha=alpha), 3, CLASSES, False)
-    assert asked == [(getattr(augmentation, method), CLASSES, 3, {"alpha": alpha})]
+    assert asked == [(getattr(ladder_screens, method), CLASSES, 3, {"alpha": alpha})]
 
 
 @pytest.mark.any_backend

@@ -164,9 +164,9 @@ def test_too_many_failures_in_a_row_are_a_message_and_a_table(records, tmp_path,
 
 
 @pytest.mark.any_backend
-def test_trials_on_other_records_are_not_compared(search, records, tmp_path, monkeypatch):
+def test_trials_on_other_records_are_not_compared(search, small_screen, tmp_path, monkeypatch):
     monkeypatch.chdir(search[0])
-    build_records(records.parent / "screen", tmp_path / "other", seed=1)
+    build_records(small_screen(24), tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="holds a search on other records than"):
         tune("--records", tmp_path / "other", *OPTIONS, "--resume")
 
